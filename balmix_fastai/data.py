@@ -39,7 +39,9 @@ def _tl_labels(tl):
     first = tl[0]
     if isinstance(first, Tensor): ok,first = first.ndim==0,to_np(first)
     else: ok = isinstance(first, (int, np.integer, float, np.floating))
-    if not ok and isinstance(first, np.ndarray) and first.ndim==1: return _label_ids(first[None])
+    if not ok and isinstance(first, np.ndarray) and first.ndim==1:
+        if len(first)>1: _label_ids(first[None]) # raises
+        return _label_ids(np.array([to_np(o) if isinstance(o, Tensor) else o for o in tl]))
     if not ok: raise _unknown(f"The target of an item is a {type(first).__name__}, not a class")
     return _label_ids([o.item() if isinstance(o, Tensor) else o for o in tl])
 
@@ -76,8 +78,9 @@ class BalancedDL(TfmdDL):
     "A `TfmdDL` that draws the items of each epoch with `sampler`, if `shuffle`"
     _base = TfmdDL
     def __init__(self, dataset=None, bs:int=64, sampler:ClassSampler|None=None, **kwargs):
-        self.sampler = sampler
+        self.sampler = None # not yet: `TabWeightedDL` draws indices as it is made
         super().__init__(dataset=dataset, bs=bs, **kwargs)
+        self.sampler = sampler
 
     def get_idxs(self):
         if self.sampler is None or not self.shuffle: return super().get_idxs()
@@ -87,18 +90,20 @@ class BalancedDL(TfmdDL):
         if 'shuffled' in kwargs: kwargs['shuffle'] = kwargs.pop('shuffled') # `Learner.tta` misspells the argument
         same = dataset is None or dataset is self.dataset
         if cls is None: cls = type(self) if same else self._base
+        if same: kwargs = {'n': self.n, **kwargs}
         if same and issubclass(cls, BalancedDL): kwargs = {'sampler': copy(self.sampler), **kwargs}
         return super().new(dataset, cls, **kwargs)
-
-    def __reduce__(self): return _new_balanced, (self._base,), self.__dict__
 
 # %% ../nbs/data.ipynb #183dfeef
 @lru_cache(maxsize=None)
 def _balanced_cls(base):
     "`BalancedDL` on top of the loader class `base`, such as `TabDataLoader`"
-    return BalancedDL if base is TfmdDL else base if issubclass(base, BalancedDL) else type(f'Balanced{base.__name__}', (BalancedDL, base), {'_base': base})
+    if base is TfmdDL: return BalancedDL
+    if issubclass(base, BalancedDL): return base
+    return type(f'Balanced{base.__name__}', (BalancedDL, base), {'_base': base, '__reduce__': _reduce_balanced})
 
-def _new_balanced(base): return object.__new__(_balanced_cls(base)) # classes made at run time cannot be pickled by name
+def _new_balanced(base): return object.__new__(_balanced_cls(base))
+def _reduce_balanced(self): return _new_balanced, (self._base,), self.__dict__ # a class made at run time cannot be pickled by name
 
 # %% ../nbs/data.ipynb #f8a5aa59
 def _vocab(dl):
@@ -147,6 +152,11 @@ def _check_base(dl):
     if not dl.indexed or dl.n is None or dl.bs is None:
         raise ValueError("dls.train reads an iterable data set, or batches that are already made; re-sampling needs items that can be indexed one by one.")
     if not dl.n: raise ValueError("dls.train has no items; there is nothing to sample from.")
+
+def _unwrap(dl):
+    "The loader inside fastai's `DistributedDL`, which can only be imported where accelerate is installed"
+    distr = sys.modules.get('fastai.distributed')
+    return dl.dl if distr and isinstance(dl, distr.DistributedDL) else dl
 
 def _check_plain(dl):
     _check_base(dl)
@@ -218,12 +228,11 @@ def balanced_dataloaders(self:DataBlock,
 def stream_probs(
     dl:DataLoader, # A training loader
     counts, # Items per class in its data set, shape (K,)
-    labels=None # Class id of every item, shape (N,); needed for loaders that weight single items
+    labels # Class id of every item that it draws from, shape (N,)
 )->np.ndarray: # Probability of each class in the stream, float64, shape (K,)
     "Probability of each class among the items that `dl` delivers"
-    s,w = getattr(dl, 'sampler', None),getattr(dl, 'wgts', None)
-    if s is not None and len(s.probs)==len(counts): return s.probs
-    if s is not None: w = s.probs
+    sampler,w = getattr(dl, 'sampler', None),getattr(dl, 'wgts', None)
+    if sampler is not None: w = sampler.item_probs()
     if w is None or not dl.shuffle: return class_probs(counts)
     return np.bincount(labels, weights=w, minlength=len(counts))
 

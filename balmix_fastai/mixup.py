@@ -14,18 +14,13 @@ from fastai.layers import NoneReduce
 
 from .sampling import *
 from .data import *
-from .data import _check_base, _item_labels
+from .data import _check_base, _item_labels, _unwrap
 
 # %% ../nbs/mixup.ipynb #b2c6cfa3
 def _check_alpha(a):
     if not (isinstance(a, (int, float, np.number)) and not isinstance(a, bool) and np.isfinite(a) and a>0):
         raise ValueError(f"alpha={a!r} must be a finite number greater than 0; the paper uses 0.1 to 0.3. To train without mixing leave the callback out.")
     return float(a)
-
-def _unwrap(dl):
-    "The loader inside fastai's `DistributedDL`, which can only be imported where accelerate is installed"
-    distr = sys.modules.get('fastai.distributed')
-    return dl.dl if distr and isinstance(dl, distr.DistributedDL) else dl
 
 def _mix(a, b, lam):
     "`(1-lam)*a + lam*b` for tensors and collections of them; `lam` is a number, or one per item"
@@ -45,7 +40,7 @@ def _mix(a, b, lam):
 class BalancedMixUp(Callback):
     "Mix each training batch with class-balanced partners before the forward pass (Galdran et al. 2021)"
     run_valid,order = False,0 # order: before `GradientAccumulation` (6), `CastToTensor` (9) and `MixedPrecision` (10)
-    _stateattrs = ('labels','_lams','_ids','_dataset','_sampler','_paired','_yb1','_rng')
+    _stateattrs = ('labels','_lams','_ids','_source','_sampler','_paired','_yb1','_rng')
     def __init__(self,
         alpha=.2, # $\alpha>0$ of $\lambda\sim$ Beta($\alpha$,1), the weight of the partner, or a function of training progress. Paper: .1 to .3
         q=0., # Power of the class counts in the partner stream: 0 uniform over classes (paper), 1 instance; or a function of progress
@@ -64,8 +59,14 @@ class BalancedMixUp(Callback):
 
     def _init_state(self):
         super()._init_state()
-        self.labels = self._ids = self._dataset = self._sampler = self._paired = self._yb1 = self._rng = None
+        self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = None
         self._lams,self._lam = [],None
+
+    def __deepcopy__(self, memo):
+        res = memo[id(self)] = object.__new__(type(self))
+        res.__setstate__(deepcopy(self.__getstate__(), memo))
+        res.labels = self.labels # left out of pickles, but a copy goes on training
+        return res
 
     def draw_lam(self,
         bs:int # Items in the batch
@@ -77,7 +78,9 @@ class BalancedMixUp(Callback):
 @patch
 def before_train(self:BalancedMixUp):
     others = [cb for cb in self.learn.cbs if isinstance(cb, (MixHandler, BalancedMixUp)) and cb is not self]
-    if others: raise ValueError(f"BalancedMixUp and {type(others[0]).__name__} both mix the batch; train with one of them.")
+    if others:
+        if self.learn.loss_func==getattr(others[0], 'lf', None): others[0].after_train() # it has swapped the loss already
+        raise ValueError(f"BalancedMixUp and {type(others[0]).__name__} both mix the batch; train with one of them.")
     base = _unwrap(self.learn.dl)
     _check_base(base)
     if not len(base): raise ValueError(f"dls.train yields no batch: it has {base.n} items, bs={base.bs} and drop_last={base.drop_last}; lower bs.")
@@ -85,21 +88,22 @@ def before_train(self:BalancedMixUp):
     a,b = np.random.SeedSequence((self._entropy, self._n_fits, self.learn.epoch)).spawn(2)
     self._rng,self._sampler.rng = np.random.default_rng(a),np.random.default_rng(b)
     self._base_probs = stream_probs(base, self._sampler.counts, self._ids)
-    lo,n = self.learn.epoch/self.learn.n_epoch,1/self.learn.n_epoch
-    self._paired = PairedDL(base, self._draw_partners) if lo<self.stop and lo+n>self.start else None
+    e,n = self.learn.epoch,self.learn.n_epoch
+    self._paired = PairedDL(base, self._draw_partners) if e/n<self.stop and (e+1)/n>self.start else None
     if self._paired is not None: self.learn.dl = self._paired
 
 @patch
 def _start_fit(self:BalancedMixUp, base):
     "Read the labels unless known, and forget the last fit"
-    if self._dataset is not base.dataset:
+    if self._source is None or self._source[0] is not base.dataset or self._source[1] is not self.labels:
         ids,k = _item_labels(base, self.labels)
         k = ifnone(k, self.learn.dls.c if isinstance(getattr(self.learn.dls, 'c', None), int) and self.labels is None else None)
         if k is not None and k<2: k = None # one output unit: binary targets
         counts = class_counts(ids, k)
         if (counts>0).sum()<2: raise ValueError(f"labels hold {(counts>0).sum()} class of {len(counts)}; balancing needs items of at least two classes.")
-        self._ids,self._dataset = ids,base.dataset
-        self._sampler = ClassSampler(ids, q=0 if callable(self.q) else self.q, n_classes=len(counts), seed=0)
+        self._ids,self._source = ids,(base.dataset, self.labels)
+        self._sampler = ClassSampler(ids, n_classes=len(counts), seed=0)
+    if not callable(self.q): self._sampler.probs = class_probs(self._sampler.counts, self.q)
     if self._entropy is None: self._entropy = int(np.random.randint(2**31)) if self.seed is None else self.seed
     if not hasattr(self.learn, 'lr_finder'): self._n_fits += 1
     self._lams,self._steps = [],0
@@ -116,14 +120,14 @@ def _draw_partners(self:BalancedMixUp, n):
     if not callable(self.q): return self._sampler.draw(n)
     res,bs,learn = [],self._paired.bs,self.learn
     for i,k in enumerate(range(0, n, bs)):
-        self._sampler.probs = self._partner_probs((learn.epoch + min(i/len(self._paired), 1))/learn.n_epoch)
+        self._sampler.probs = self._partner_probs((learn.epoch + min(i/len(self._paired), 1))/learn.n_epoch) # the last, incomplete batch may be dropped
         res.append(self._sampler.draw(min(bs, n-k)))
     return np.concatenate(res)
 
 # %% ../nbs/mixup.ipynb #ba3589d2
 @patch
 def before_batch(self:BalancedMixUp):
-    self._lam,pct = None,self.learn.pct_train
+    self._lam,pct = None,(self.learn.epoch + self.learn.iter/self.learn.n_iter)/self.learn.n_epoch # `pct_train` adds up rounding errors
     self._steps += 1
     mixing = self._paired is not None and self.start<=pct and (pct<self.stop or self.stop==1)
     if self._paired is not None:

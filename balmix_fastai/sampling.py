@@ -19,10 +19,10 @@ def _as_ids(labels, name='labels'):
     a = np.asarray(labels)
     if a.ndim!=1: raise ValueError(f"{name} has shape {a.shape}; pass one class id per item, shape (N,).")
     if a.dtype.kind in 'fO' and a.size:
-        try: ids = a.astype(np.int64)
-        except (TypeError, ValueError): ids = None
-        if ids is None or not (ids==a).all(): raise ValueError(f"{name} holds values that are not class ids, such as {a[0]!r}; pass integers 0..K-1.")
-        a = ids
+        try: ids = a.astype(np.float64)
+        except (TypeError, ValueError): ids = np.full(1, np.nan)
+        if not (np.isfinite(ids).all() and (ids==np.floor(ids)).all()): raise ValueError(f"{name} holds values that are not class ids, such as {a[0]!r}; pass integers 0..K-1.")
+        a = ids.astype(np.int64)
     if not a.size: return a.astype(np.int64)
     if a.dtype.kind=='b': a = a.astype(np.int8)
     if a.dtype.kind not in 'iu': raise ValueError(f"{name} holds values that are not class ids, such as {a[0]!r}; pass integers 0..K-1.")
@@ -57,8 +57,8 @@ def class_probs(
     "Probability $n_k^q/\\sum_j n_j^q$ of sampling each class (Galdran et al. 2021, eq. 2)"
     n = _as_counts(counts)
     if not np.isfinite(q): raise ValueError(f"q={q} must be a finite number; 0 is class-balanced, 1 instance sampling.")
-    with np.errstate(divide='ignore'): logs = np.log(n)
-    p = np.where(n>0, np.exp(q*(np.where(n>0, logs, 0) - (logs.max() if q>=0 else logs[n>0].min()))), 0)
+    p,logs = np.zeros_like(n),np.log(n[n>0])
+    p[n>0] = np.exp(q*(logs - (logs.max() if q>=0 else logs.min()))) # at most 1, so that no power overflows
     return p/p.sum()
 
 # %% ../nbs/sampling.ipynb #f7fe07de
@@ -167,3 +167,11 @@ def _quota_classes(self:ClassSampler, n):
     c = np.repeat(np.arange(self.n_classes), np.diff(edges, prepend=0).astype(np.int64))
     self.rng.shuffle(c)
     return c
+
+# %% ../nbs/sampling.ipynb #a4c1b28f
+@patch
+def item_probs(self:ClassSampler)->np.ndarray: # Probability of each item, float64, shape (N,), sum 1
+    "Probability that a draw is each of the items"
+    res = np.empty(self.n_items)
+    res[self._order] = np.repeat(self.probs/np.maximum(self.counts, 1), self.counts)
+    return res

@@ -1,0 +1,20 @@
+"Fixtures for all tests."
+import os
+from pathlib import Path
+import matplotlib, pytest
+
+matplotlib.use('Agg')
+
+@pytest.fixture(scope='session')
+def data_dir():
+    "Folder of the real data sets: `BALMIX_DATA`, else `../shared/data` beside the checkout; skips the test where there is none."
+    p = Path(os.environ.get('BALMIX_DATA') or Path(__file__).resolve().parents[2]/'shared/data')
+    if not p.is_dir(): pytest.skip('needs the data sets: set BALMIX_DATA to the folder that holds them')
+    return p.resolve()
+
+@pytest.fixture
+def seed():
+    "Seed Python, NumPy and PyTorch; the value is the seed."
+    from fastai.torch_core import set_seed
+    set_seed(42, reproducible=True)
+    return 42
