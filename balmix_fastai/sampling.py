@@ -13,20 +13,16 @@ from copy import deepcopy
 import numpy as np
 from fastcore.basics import basic_repr, patch
 
-# %% ../nbs/sampling.ipynb #3f0313d3
-def _as_ids(labels, name='labels'):
+# %% ../nbs/sampling.ipynb #64f854ed
+def _as_ids(labels):
     "`labels` as a 1-d array of non-negative integers"
     a = np.asarray(labels)
-    if a.ndim!=1: raise ValueError(f"{name} has shape {a.shape}; pass one class id per item, shape (N,).")
-    if a.dtype.kind in 'fO' and a.size:
-        try: ids = a.astype(np.float64)
-        except (TypeError, ValueError): ids = np.full(1, np.nan)
-        if not (np.isfinite(ids).all() and (ids==np.floor(ids)).all()): raise ValueError(f"{name} holds values that are not class ids, such as {a[0]!r}; pass integers 0..K-1.")
-        a = ids.astype(np.int64)
-    if not a.size: return a.astype(np.int64)
-    if a.dtype.kind=='b': a = a.astype(np.int8)
-    if a.dtype.kind not in 'iu': raise ValueError(f"{name} holds values that are not class ids, such as {a[0]!r}; pass integers 0..K-1.")
-    if a.min()<0: raise ValueError(f"{name} holds the negative class id {a.min()}; pass integers 0..K-1.")
+    if a.ndim!=1: raise ValueError(f"labels has shape {a.shape}; pass one class id per item, shape (N,).")
+    if a.dtype.kind=='O' and all(isinstance(o, (int, float, np.number)) for o in a): a = a.astype(np.float64)
+    if a.dtype.kind not in 'biu' and not (a.dtype.kind=='f' and np.isfinite(a).all() and (a==np.floor(a)).all()):
+        raise ValueError(f"labels holds values that are not class ids, such as {a[0]!r}; pass integers 0..K-1.")
+    if a.dtype.kind in 'bf': a = a.astype(np.int64)
+    if a.size and a.min()<0: raise ValueError(f"labels holds the negative class id {a.min()}; pass integers 0..K-1.")
     return a
 
 # %% ../nbs/sampling.ipynb #313bac37

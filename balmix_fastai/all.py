@@ -1,0 +1,9 @@
+"Everything public: `from balmix_fastai.all import *`"
+from .sampling import *
+from .metrics import *
+from .data import *
+from .mixup import *
+from .schedule import *
+from .tta import *
+from .datasets import *
+from .study import *

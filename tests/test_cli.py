@@ -1,0 +1,177 @@
+"balmix-demo and balmix-train: real runs on small images, what they write, what they refuse, and being killed."
+import json, os, signal, subprocess, sys, time
+import numpy as np, pandas as pd, pytest, sklearn.metrics as skm
+from fastai.basics import load_learner
+from fastcore.script import CliError
+from PIL import Image
+from balmix_fastai.cli import balmix_demo, balmix_train
+
+fast = dict(arch='test_resnet', epochs=2, size=32, bs=8, lr='0.005', no_augment=True, tta='none')
+written = 'best.pth config.json confusion_valid.png export.pkl log.csv metrics.json predictions.csv state.pth'.split()
+
+def picture(path, k, rng):
+    "A noisy image whose class `k` can be seen in its brightness"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(rng.normal(60+60*k, 20, (24,24,3)), 0, 255).astype(np.uint8)).save(path)
+
+@pytest.fixture
+def folder(tmp_path):
+    "train/<class> with 20, 10 and 5 images, test/<class> with 4 each"
+    rng = np.random.default_rng(0)
+    for k,(name,n) in enumerate(dict(bright=20, dim=10, dark=5).items()):
+        for i in range(n): picture(tmp_path/'imgs'/'train'/name/f'{i}.png', k, rng)
+        for i in range(4): picture(tmp_path/'imgs'/'test'/name/f'{i}.png', k, rng)
+    return tmp_path/'imgs'
+
+@pytest.fixture
+def csv(tmp_path):
+    "30 images in a folder beside a CSV with the columns image, age, grade, valid"
+    rng = np.random.default_rng(0)
+    rows = [(f'{i}.png', 40+i, i%3, i>=21) for i in range(30)]
+    for name,_,k,_ in rows: picture(tmp_path/'eyes'/name, k, rng)
+    pd.DataFrame(rows, columns=['image','age','grade','valid']).to_csv(tmp_path/'eyes.csv', index=False)
+    return tmp_path/'eyes.csv'
+
+def edit(csv, f):
+    df = pd.read_csv(csv, dtype=object)
+    f(df)
+    df.to_csv(csv, index=False)
+
+def files(d): return sorted(o.name for o in d.iterdir() if o.is_file())
+
+def test_folder_writes_all_and_metrics_follow_from_predictions(folder, tmp_path):
+    res = balmix_train(folder, out=tmp_path/'run', **fast)
+    assert files(tmp_path/'run')==sorted([*written, 'confusion_test.png'])
+    df = pd.read_csv(tmp_path/'run'/'predictions.csv')
+    assert df.groupby('split').size().to_dict()==dict(test=12, valid=7)
+    for split in ('valid','test'):
+        d = df[df.split==split]
+        assert np.allclose(d[['p_bright','p_dark','p_dim']].sum(axis=1), 1, atol=1e-5)
+        assert res[split]['accuracy']==pytest.approx(skm.accuracy_score(d.label, d.predicted))
+        assert res[split]['balanced_accuracy']==pytest.approx(skm.balanced_accuracy_score(d.label, d.predicted))
+        assert res[split]['mcc']==pytest.approx(skm.matthews_corrcoef(d.label, d.predicted))
+    log = pd.read_csv(tmp_path/'run'/'log.csv')
+    assert list(log.epoch)==[0,1] and res['best_epoch']==log.balanced_accuracy.argmax()
+    assert json.loads((tmp_path/'run'/'metrics.json').read_text())==res
+
+def test_exported_learner_predicts_what_was_written(folder, tmp_path):
+    balmix_train(folder, out=tmp_path/'run', **fast)
+    learn = load_learner(tmp_path/'run'/'export.pkl')
+    df = pd.read_csv(tmp_path/'run'/'predictions.csv').query("split=='test'")
+    dl = learn.dls.test_dl([(folder/o if (folder/o).exists() else o,) for o in df.name], num_workers=0)
+    with learn.no_bar(): probs = learn.get_preds(dl=dl)[0]
+    assert np.allclose(probs, df[[f'p_{o}' for o in learn.dls.vocab]], atol=1e-5)
+
+def test_csv_with_its_own_split(csv, tmp_path):
+    balmix_train(csv, images=tmp_path/'eyes', label='grade', valid_col='valid', ordinal=True, sampling='progressive', out=tmp_path/'run', **fast)
+    df = pd.read_csv(tmp_path/'run'/'predictions.csv')
+    assert list(df.name)==[f'{i}.png' for i in range(21,30)] and list(df.label)==[i%3 for i in range(21,30)]
+    assert {'quadratic_kappa','kendall_tau'} <= set(pd.read_csv(tmp_path/'run'/'log.csv').columns)
+
+def test_folds_predict_every_training_image_once(folder, tmp_path):
+    res = balmix_train(folder, folds=3, out=tmp_path/'run', **{**fast, 'epochs':1})
+    df = pd.read_csv(tmp_path/'run'/'predictions.csv')
+    v = df[df.split=='valid']
+    assert len(v)==35 and v.name.is_unique and v.groupby('fold').label.nunique().eq(3).all()
+    accs = [(d.label==d.predicted).mean() for _,d in v.groupby('fold')]
+    assert res['valid']['median']['accuracy']==pytest.approx(np.median(accs)) and res['valid']['sd']['accuracy']==pytest.approx(np.std(accs, ddof=1))
+
+def test_retinamnist(data_dir, tmp_path):
+    res = balmix_train(data_dir/'retinamnist.npz', out=tmp_path/'run', **{**fast, 'epochs':1, 'bs':64})
+    df = pd.read_csv(tmp_path/'run'/'predictions.csv')
+    assert df.groupby(['split','label']).size().unstack().loc['test'].tolist()==[174,46,92,68,20]
+    assert 'quadratic_kappa' in res['test']
+
+def test_options_reach_the_run(folder, tmp_path):
+    balmix_train(folder, out=tmp_path/'a', alpha=0, loss='focal', sampling='0.3', **fast)
+    balmix_train(folder, out=tmp_path/'b', alpha=.2, **{**fast, 'lr':'find', 'tta':'hv'})
+    assert not hasattr(load_learner(tmp_path/'a'/'export.pkl'), 'balanced_mix_up')
+    learn = load_learner(tmp_path/'b'/'export.pkl')
+    assert learn.balanced_mix_up.alpha==.2 and abs(learn.balanced_mix_up.prior.sum()-1)<1e-9
+    assert json.loads((tmp_path/'b'/'metrics.json').read_text())['lr']==json.loads((tmp_path/'b'/'lr.json').read_text())
+
+@pytest.mark.parametrize('kw,says', [
+    (dict(arch='mobilnet_v2'), 'mobilnet_v2'), (dict(alpha=-1.), '--alpha'), (dict(alpha=float('nan')), '--alpha'), (dict(sampling='often'), 'often'),
+    (dict(loss='mse'), 'mse'), (dict(epochs=0), '--epochs'), (dict(lr='fast'), '--lr'), (dict(lr='-1'), '--lr'), (dict(metric='kappa'), 'kappa'),
+    (dict(folds=1), '--folds'), (dict(valid_pct=1.), '--valid-pct'), (dict(tta='x'), '--tta'), (dict(images='x'), '--images'),
+    (dict(resume=True, overwrite=True), 'exclude'), (dict(resume=True), 'holds no run')])
+def test_bad_options(folder, tmp_path, kw, says):
+    with pytest.raises(CliError, match=says): balmix_train(folder, out=tmp_path/'run', **{**fast, **kw})
+    assert not (tmp_path/'run').exists()
+
+def bad_csv(csv, tmp_path, f, says, **kw):
+    f(csv)
+    with pytest.raises(CliError, match=says): balmix_train(csv, images=tmp_path/'eyes', label='grade', out=tmp_path/'run', **{**fast, **kw})
+    assert not (tmp_path/'run').exists()
+
+def test_missing_image(csv, tmp_path): bad_csv(csv, tmp_path, lambda o: (tmp_path/'eyes'/'4.png').unlink(), r'4\.png')
+
+def test_unreadable_image(csv, tmp_path):
+    img = tmp_path/'eyes'/'4.png'
+    bad_csv(csv, tmp_path, lambda o: img.write_bytes(img.read_bytes()[:200]), r'4\.png')
+
+def test_missing_label(csv, tmp_path): bad_csv(csv, tmp_path, lambda o: edit(o, lambda df: df.__setitem__('grade', df.grade.where(df.index!=5))), r'\b7\b')
+
+def test_label_unseen_in_training(csv, tmp_path):
+    bad_csv(csv, tmp_path, lambda o: edit(o, lambda df: df.__setitem__('grade', df.grade.where(df.index!=25, '9'))), '9', valid_col='valid')
+
+def test_no_such_data(tmp_path):
+    with pytest.raises(CliError, match='nowhere'): balmix_train(tmp_path/'nowhere', out=tmp_path/'run', **fast)
+
+def test_output_folders_are_respected(folder, tmp_path):
+    out = tmp_path/'thesis'
+    out.mkdir()
+    (out/'chapter1.txt').write_text('mine')
+    for kw in ({}, dict(overwrite=True)):
+        with pytest.raises(CliError, match='not a run of balmix-train'): balmix_train(folder, out=out, **fast, **kw)
+    assert files(out)==['chapter1.txt']
+    run = tmp_path/'run'
+    balmix_train(folder, out=run, **{**fast, 'epochs':1})
+    (run/'notes.txt').write_text('mine')
+    with pytest.raises(CliError, match='--overwrite'): balmix_train(folder, out=run, **fast)
+    with pytest.raises(CliError, match='epochs 2, was 1'): balmix_train(folder, out=run, resume=True, **fast)
+    assert len(pd.read_csv(run/'log.csv'))==1
+    balmix_train(folder, out=run, overwrite=True, **fast)
+    assert len(pd.read_csv(run/'log.csv'))==2 and (run/'notes.txt').read_text()=='mine'
+
+def test_killed_and_resumed_equals_uninterrupted(folder, tmp_path):
+    args = '--arch test_resnet --epochs 6 --size 32 --bs 8 --lr 0.005 --tta none --sampling sqrt --seed 3'.split()
+    code = 'import sys; from balmix_fastai.cli import balmix_train; balmix_train()'
+    def start(out, *more):
+        return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, str(folder), *args, '--out', str(tmp_path/out), *more],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    whole,cut = start('whole'),start('cut')
+    state = tmp_path/'cut'/'state.pth'
+    while cut.poll() is None and not state.exists(): time.sleep(.02)
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    done = len(pd.read_csv(tmp_path/'cut'/'log.csv'))
+    assert 1<=done<6 and not (tmp_path/'cut'/'metrics.json').exists()
+    assert whole.wait()==0, whole.stdout.read()
+    again = start('cut', '--resume')
+    assert again.wait()==0, again.stdout.read()
+    a,b = (pd.read_csv(tmp_path/o/'log.csv') for o in ('whole','cut'))
+    pd.testing.assert_frame_equal(a, b)
+    pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path/o/'predictions.csv') for o in ('whole','cut')))
+
+def test_demo_writes_what_it_prints(tmp_path, capsys):
+    balmix_demo(epochs=1, seeds=2, out=tmp_path/'demo')
+    runs,out = pd.read_csv(tmp_path/'demo'/'runs.csv'),capsys.readouterr().out
+    assert files(tmp_path/'demo')==['figure.png','runs.csv','summary.csv'] and len(runs)==8
+    r = runs[runs.arm=='Balanced-MixUp'].mcc
+    assert f'{100*r.mean():.1f} ± {100*r.std(ddof=1):.1f}' in out
+    assert runs.groupby('arm').mcc.nunique().eq(2).all()
+
+def test_demo_of_a_folder(folder, tmp_path):
+    balmix_demo(folder, epochs=1, seeds=1, out=tmp_path/'demo')
+    assert len(pd.read_csv(tmp_path/'demo'/'runs.csv'))==4
+
+def test_demo_refuses(tmp_path):
+    with pytest.raises(CliError, match='--seeds'): balmix_demo(seeds=0, out=tmp_path/'demo')
+    with pytest.raises(CliError, match='nothing_here'): balmix_demo('nothing_here', out=tmp_path/'demo')
+
+@pytest.mark.parametrize('cmd', ['balmix-demo','balmix-train'])
+def test_help(cmd):
+    exe = os.path.join(os.path.dirname(sys.executable), cmd)
+    out = subprocess.run([exe, '--help'], capture_output=True, text=True)
+    assert out.returncode==0 and '--seed' in out.stdout
