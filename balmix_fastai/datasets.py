@@ -169,6 +169,7 @@ def dataloaders(self:ImageSet,
         splitter=IndexSplitter(list(range(len(train), len(train)+len(valid)))),
         item_tfms=Resize(size, method='squish') if size else None, batch_tfms=[*L(tfms), *norm])
     dls = block.dataloaders(train+valid, bs=bs, num_workers=workers, device=device)
+    for tl in dls.train.dataset.tls + dls.valid.dataset.tls: tl.splits = L(slice(None), []) # fastai's default; an export then keeps no list of indices
     if seed is not None: dls.train.rng = random.Random(seed)
     return dls
 
@@ -208,7 +209,8 @@ def check(self:ImageSet,
     "Read every image to its end, and raise one error that names those that fail"
     test = lambda o: _array_error(o) if isinstance(o, np.ndarray) else _image_error(o)
     with ThreadPoolExecutor(workers or 2*(os.cpu_count() or 1)) as ex:
-        errs = list(progress_bar(ex.map(test, self.items), total=len(self), display=progress, leave=False))
+        errs = ex.map(test, self.items)
+        errs = list(progress_bar(errs, total=len(self), leave=False) if progress else errs)
     _complain("Images that cannot be used", [f"{n} ({e})" for n,e in zip(self.names, errs) if e], "Repair, replace or leave them out.")
     return self
 
@@ -297,8 +299,9 @@ def from_csv(
     vocab = _sort_labels(r[y] for _,r in rows) if vocab is None else [str(o) for o in vocab]
     ids = {o:i for i,o in enumerate(vocab)}
     _complain(f"Labels{where} that vocab does not have", [f"row {i} has {r[y]!r}" for i,r in rows if r[y] not in ids], f"vocab is {vocab}.")
-    files,seen = _find_files(path, rows, x, Path(images) if images is not None else path.parent),[_truth[r[v].lower()] if v is not None else False for _,r in rows]
-    splits = dict(train=np.flatnonzero(~np.array(seen)), valid=np.flatnonzero(seen))
+    seen = np.array([v is not None and _truth[r[v].lower()] for _,r in rows])
+    splits = dict(train=np.flatnonzero(~seen), valid=np.flatnonzero(seen))
+    files = _find_files(path, rows, x, path.parent if images is None else Path(images))
     if v is not None and not all(map(len, splits.values())): raise ValueError(f"column {head[v]!r} of {path.name} puts all rows into one part; it needs both.")
     return ImageSet(files, [ids[r[y]] for _,r in rows], vocab, [r[x] for _,r in rows], splits, ordinal)
 

@@ -5,10 +5,10 @@ import PIL.Image, numpy as np, pandas as pd, pytest, torch
 from scipy import stats
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 from fastai.callback.data import PartialDL, WeightedDL
-from fastai.tabular.all import Categorify, TabDataLoader, TabularDataLoaders
 from fastai.vision.all import (Categorize, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders, Datasets, ImageBlock,
-    ImageDataLoaders, IndexSplitter, ItemTransform, L, Learner, MultiCategoryBlock, Normalize, PILImage, Path, RandomSplitter, SkipItemException, TfmdDL, TfmdLists,
-    ToTensor, Transform, TransformBlock, aug_transforms, ifnone, load_learner, nn, noop, parent_label, set_seed, tensor)
+    ImageDataLoaders, IndexSplitter, ItemTransform, L, Learner, MultiCategoryBlock, Normalize, PILImage, Path, RandomSplitter, SkipItemException, TfmdDL,
+    TfmdLists, ToTensor, Transform, TransformBlock, aug_transforms, ifnone, load_learner, nn, noop, parent_label, set_seed, tensor)
+from fastai.tabular.all import Categorify, TabDataLoader, TabularDataLoaders
 from balmix_fastai.data import BalancedDL, PairedDL, balanced_dataloaders, get_labels, stream_probs
 from balmix_fastai.sampling import ClassSampler, class_probs
 
