@@ -7,9 +7,10 @@ Docs: https://balmix.github.io/balmix_fastai/cli.html.md"""
 # %% auto #0
 __all__ = ['balmix_demo', 'balmix_train']
 
-# %% ../nbs/cli.ipynb #8758a3fb
-import json, re
+# %% ../nbs/cli.ipynb #369ec2ff
+import json, re, warnings
 
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated') # fastai's import of torchvision; noise before every command
 from fastai.vision.all import *
 from fastcore.script import call_parse, store_true, CliError
 
@@ -22,6 +23,14 @@ def _clear_errors():
     "Errors about data and options as one line on a terminal"
     try: yield
     except (ValueError, FileNotFoundError) as e: raise CliError(str(e)) from e
+
+@contextmanager
+def _one_thread():
+    "Threads of a network this small wait for each other longer than they work, far longer where other processes keep a core busy"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(n)
 
 def _positive(name, v, least=1):
     if v<least: raise CliError(f"--{name} {v} must be at least {least}.")
@@ -43,10 +52,10 @@ def balmix_demo(
         imgs.check()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    kw = dict(size=None if isinstance(imgs.items[0], np.ndarray) else 64, tta='none' if data=='digits' else 'h')
+    kw = dict(bs=min(32, len(imgs.splits['train'])), size=None if isinstance(imgs.items[0], np.ndarray) else 64, tta='none' if data=='digits' else 'h')
     split = 'test' if 'test' in imgs.splits else 'valid'
     print(f"{data}: {len(imgs.splits['train'])} training images, {imgs.counts('train').tolist()} per class; {len(imgs.splits[split])} {split} images")
-    runs,recalls,mass = run_arms(imgs, seeds=seeds, out=out/'runs.csv', epochs=epochs, **kw)
+    with _one_thread(): runs,recalls,mass = run_arms(imgs, seeds=seeds, out=out/'runs.csv', epochs=epochs, **kw)
     summary = summarise(runs)
     summary.to_csv(out/'summary.csv')
     plot_arms(imgs, recalls, mass).savefig(out/'figure.png', dpi=130)
@@ -116,7 +125,9 @@ def balmix_train(
         imgs.ordinal = imgs.ordinal or ordinal
         check_run(arch, sampling, loss, metric, fp16, imgs.ordinal)
         sets = _split(imgs, folds, valid_pct, seed)
-        for o in sets: o.check()
+        for o in sets:
+            n = len(o.check().splits['train'])
+            if n<bs: raise ValueError(f"--bs {bs} is more than the {n} training images, so there would be no full batch; pass a smaller one.")
     out = Path(out)
     _prepare_out(out, config, resume, overwrite)
     run = {k: config[k] for k in 'arch pretrained alpha sampling loss epochs bs size metric seed tta fp16'.split()}

@@ -60,7 +60,7 @@ class BalancedMixUp(Callback):
     def _init_state(self):
         super()._init_state()
         self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = None
-        self._lams,self._lam = [],None
+        self._lams,self._lam,self._epoch = [],None,None
 
     def __deepcopy__(self, memo):
         res = memo[id(self)] = object.__new__(type(self))
@@ -84,17 +84,19 @@ def before_train(self:BalancedMixUp):
     base = _unwrap(self.learn.dl)
     _check_base(base)
     if not len(base): raise ValueError(f"dls.train yields no batch: it has {base.n} items, bs={base.bs} and drop_last={base.drop_last}; lower bs.")
-    if self.learn.train_iter==0: self._start_fit(base)
-    a,b = np.random.SeedSequence((self._entropy, self._n_fits, self.learn.epoch)).spawn(2)
+    self._read_labels(base)
+    e,n,searching = self.learn.epoch,self.learn.n_epoch,hasattr(self.learn, 'lr_finder')
+    if self._epoch is None or e!=self._epoch+1: self._start_fit(searching)
+    self._epoch = None if searching else e
+    a,b = np.random.SeedSequence((self._entropy, self._n_fits, e)).spawn(2)
     self._rng,self._sampler.rng = np.random.default_rng(a),np.random.default_rng(b)
     self._base_probs = stream_probs(base, self._sampler.counts, self._ids)
-    e,n = self.learn.epoch,self.learn.n_epoch
     self._paired = PairedDL(base, self._draw_partners) if e/n<self.stop and (e+1)/n>self.start else None
     if self._paired is not None: self.learn.dl = self._paired
 
 @patch
-def _start_fit(self:BalancedMixUp, base):
-    "Read the labels unless known, and forget the last fit"
+def _read_labels(self:BalancedMixUp, base):
+    "Read the labels, unless they are known, and set up the sampler of partners"
     if self._source is None or self._source[0] is not base.dataset or self._source[1] is not self.labels:
         ids,k = _item_labels(base, self.labels)
         k = ifnone(k, self.learn.dls.c if isinstance(getattr(self.learn.dls, 'c', None), int) and self.labels is None else None)
@@ -104,8 +106,12 @@ def _start_fit(self:BalancedMixUp, base):
         self._ids,self._source = ids,(base.dataset, self.labels)
         self._sampler = ClassSampler(ids, n_classes=len(counts), seed=0)
     if not callable(self.q): self._sampler.probs = class_probs(self._sampler.counts, self.q)
+
+@patch
+def _start_fit(self:BalancedMixUp, searching):
+    "Forget what the last fit did; a fit that goes on at a later epoch keeps its number, and so its stream"
     if self._entropy is None: self._entropy = int(np.random.randint(2**31)) if self.seed is None else self.seed
-    if not hasattr(self.learn, 'lr_finder'): self._n_fits += 1
+    if not searching and (self.learn.epoch==0 or not self._n_fits): self._n_fits += 1
     self._lams,self._steps = [],0
     self.partner_counts,self._mass = np.zeros(len(self._sampler.counts), dtype=np.int64),np.zeros(len(self._sampler.counts))
 

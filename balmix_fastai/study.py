@@ -8,8 +8,9 @@ Docs: https://balmix.github.io/balmix_fastai/study.html.md"""
 __all__ = ['arms', 'resample', 'make_loss', 'Checkpoint', 'small_cnn', 'check_run', 'train_run', 'run_arm', 'run_arms',
            'summarise', 'format_summary', 'plot_arms']
 
-# %% ../nbs/study.ipynb #ca3f66a9
+# %% ../nbs/study.ipynb #34d6b106
 import json, random, time
+from contextlib import nullcontext
 from difflib import get_close_matches
 
 import timm
@@ -193,7 +194,8 @@ def train_run(
     if fp16: learn.to_fp16()
     if lr=='find': lr = _find_lr(learn, out)
     ckpt = Checkpoint(out, metric)
-    learn.fit_one_cycle(epochs, float(lr), start_epoch=ckpt.load(learn) if resume else 0, cbs=ckpt)
+    quiet = nullcontext() if IN_NOTEBOOK or sys.stdout.isatty() else learn.no_bar() # a log file gets lines, and no bar redrawn a thousand times
+    with quiet: learn.fit_one_cycle(epochs, float(lr), start_epoch=ckpt.load(learn) if resume else 0, cbs=ckpt)
     learn.model.load_state_dict(torch.load(out/'best.pth', map_location=dls.device))
     return _measure(learn, data, out, tta, dict(best_epoch=ckpt.best_epoch, epochs=epochs, lr=float(lr), seed=seed, seconds=round(time.time()-start)))
 
@@ -289,10 +291,10 @@ def plot_arms(
     fig,axs = plt.subplots(3, 1, figsize=(max(7, .75*k), 8), sharex=True, layout='constrained')
     axs[0].bar(range(k), counts, color='.6')
     axs[0].bar_label(axs[0].containers[0], fontsize=8)
-    axs[0].set(yscale='log', ylabel='training images')
-    w,pal = .8/len(recalls),plt.colormaps['tab10'].colors
+    axs[0].set(yscale='log', ylabel='training images', ylim=(max(.7, counts[counts>0].min()/2), 2*counts.max()))
+    w,pal = .8/len(recalls),['#0072b2','#e69f00','#009e73','#d55e00','#56b4e9','#cc79a7','#f0e442','#000000'] # Okabe & Ito: safe for colour-blind readers
     for i,(name,r) in enumerate(recalls.items()):
-        x,col = np.arange(k)+w*(i-(len(recalls)-1)/2),pal[i]
+        x,col = np.arange(k)+w*(i-(len(recalls)-1)/2),pal[i%len(pal)]
         axs[1].bar(x, mass[name], width=w, color=col, label=name)
         axs[2].bar(x, r.mean(0), width=w, color=col, yerr=r.std(0, ddof=1) if len(r)>1 else None, error_kw=dict(lw=.8, ecolor='.3'))
     axs[1].set(ylabel='label mass in training')

@@ -177,8 +177,8 @@ def test_extremes_of_the_generator():
     class Edge:
         def __init__(self, u): self.u = u
         def random(self, size): return np.full(size, self.u)
-    labels = np.repeat([1,2,4], [7,3,6])
-    for u,want in [(0., 0), (np.nextafter(1, 0), 9)]:
+    labels = np.repeat([0,1,2,4], [5,7,3,6])
+    for u,want in [(0., 5), (np.nextafter(1, 0), 14)]: # the first item of class 1, the last of class 2
         s = ClassSampler(labels, probs=[0,.3,.7,0,0], seed=0)
         s.rng = Edge(u)
         assert s.draw(3).tolist()==[want]*3
