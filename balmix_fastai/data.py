@@ -77,7 +77,12 @@ def get_labels(
 class BalancedDL(TfmdDL):
     "A `TfmdDL` that draws the items of each epoch with `sampler`, if `shuffle`"
     _base = TfmdDL
-    def __init__(self, dataset=None, bs:int=64, sampler:ClassSampler|None=None, **kwargs):
+    def __init__(self,
+        dataset=None, # Map-style data set of N items
+        bs:int=64, # Batch size
+        sampler:ClassSampler|None=None, # Draws the N indices of an epoch; `None` loads like a `TfmdDL`
+        **kwargs
+    ):
         self.sampler = None # not yet: `TabWeightedDL` draws indices as it is made
         super().__init__(dataset=dataset, bs=bs, **kwargs)
         self.sampler = sampler

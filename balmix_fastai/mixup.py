@@ -53,6 +53,7 @@ class BalancedMixUp(Callback):
         if not callable(alpha): alpha = _check_alpha(alpha)
         if not callable(q) and not np.isfinite(q): raise ValueError(f"q={q} must be a finite number, 0 for class-balanced partners, or a function of progress.")
         if not 0<=start<stop<=1: raise ValueError(f"start={start} and stop={stop} must satisfy 0 <= start < stop <= 1, shares of the training.")
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed>=0): raise ValueError(f"seed={seed!r} must be an integer of 0 or more, or None.")
         self._init_state()
         store_attr()
         self._n_fits,self._entropy = 0,None
