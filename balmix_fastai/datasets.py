@@ -49,7 +49,7 @@ class ImageSet:
     def __len__(self): return len(self.items)
     def __repr__(self):
         res = [f"{k} {len(i)} ({'/'.join(map(str, self.counts(k)))})" for k,i in self.splits.items()]
-        return f"ImageSet of {len(self.vocab)} {'ordered ' if self.ordinal else ''}classes: {', '.join(res)}"
+        return f"ImageSet of {len(self.vocab)} {'ordered ' if self.ordinal else ''}classes\n  " + '\n  '.join(res)
 
 def _names(items, splits):
     "Names for `items`: paths, or their place within their part"

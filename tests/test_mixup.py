@@ -64,7 +64,9 @@ class Trace(Callback):
     "Loss, gradients and parameters of each step"
     order = 70
     def before_fit(self): self.steps = []
-    def before_step(self): self.now = self.learn.loss_grad.item(),[p.grad.clone() for p in self.model.parameters()]
+    def before_step(self):
+        assert torch.equal(self.loss, self.loss_grad) # what the recorder shows is what is trained on
+        self.now = self.learn.loss_grad.item(),[p.grad.clone() for p in self.model.parameters()]
     def after_step(self): self.steps.append((*self.now, [p.detach().clone() for p in self.model.parameters()]))
 
 def chi_p(obs, p):
@@ -213,6 +215,17 @@ def test_losses(name, per_item):
     learn.fit_one_cycle(1, 1e-2)
     assert learn.loss_func is kept and getattr(kept, 'reduction', 'mean')==('sum' if name=='sum' else 'mean') and np.isfinite(learn.validate()[0])
     assert len(learn.get_preds(with_loss=True)[2])==n_all
+
+@pytest.mark.parametrize('per_item', [False, True])
+def test_loss_gets_plain_tensors(per_item):
+    "fastai strips its tensor classes from targets (`CastToTensor`); those of the partner too"
+    seen = []
+    class Typed(nn.CrossEntropyLoss):
+        def forward(self, out, y):
+            seen.append((type(out), type(y)))
+            return super().forward(out, y)
+    img_learner(BalancedMixUp(seed=1, per_item=per_item), loss_func=Typed()).fit(1)
+    assert set(seen)=={(torch.Tensor,torch.Tensor)} and len(seen)>=2*5
 
 def test_per_item_needs_single_losses():
     learn = learner(BalancedMixUp(per_item=True), lambda out, y: F.cross_entropy(out, y))
@@ -495,13 +508,15 @@ def test_no_worker_is_left(persistent):
 
 excs = [KeyboardInterrupt, CancelBatchException, CancelEpochException, CancelTrainException, CancelFitException, RuntimeError]
 class Stop(Callback):
-    "Raise at an event of a training step"
+    "Raise once, at an event of a training step"
     order = 30
     def __init__(self, ex, at, step):
-        self.ex,self.step = ex,step
+        self.ex,self.step,self.done = ex,step,False
         setattr(self, at, self.fire)
     def fire(self):
-        if self.training and self.train_iter==self.step: raise self.ex('stop')
+        if self.done or not self.training or self.train_iter!=self.step: return
+        self.done = True
+        raise self.ex('stop')
 
 places = [('before_batch', 0, 0), ('after_pred', 2, 2), ('after_loss', 9, 0), ('after_step', 13, 2), ('after_batch', 3, 0)]
 @pytest.mark.parametrize('at,step,workers', places)
