@@ -447,8 +447,6 @@ def test_pickle(make):
 
 # The class probabilities of a stream
 
-def spike(i=0): return np.eye(n_all)[i]
-
 @pytest.mark.parametrize('f,want', [
     (lambda d: d.train, n_k/84), (lambda d: d.balanced().train, [1/3]*3), (lambda d: d.balanced(q=-1).train, class_probs(n_k, -1)),
     (lambda d: d.balanced().train.new(shuffle=False), n_k/84),
@@ -471,8 +469,6 @@ def seeded(dl, seed=0):
     return dl
 
 def partners(seed=0): return ClassSampler(ys, seed=seed).draw
-
-def pairs_of(paired): return np.concatenate([paired.pairs for _ in paired])
 
 kw0 = dict(bs=8, num_workers=0)
 bases = dict(shuffled=lambda: TfmdDL(numbered(), shuffle=True, drop_last=True, **kw0), ordered=lambda: TfmdDL(numbered(), **kw0),
