@@ -51,7 +51,7 @@ class BalancedMixUp(Callback):
         stop:float=1. # Share of training, in (start,1], at which it stops
     ):
         if not callable(alpha): alpha = _check_alpha(alpha)
-        if not callable(q) and not np.isfinite(q): raise ValueError(f"q={q} must be a finite number, 0 for class-balanced partners, or a function of progress.")
+        if not callable(q) and not (isinstance(q, (int, float, np.number)) and np.isfinite(q)): raise ValueError(f"q={q!r} must be a finite number, 0 for class-balanced partners, or a function of progress.")
         if not 0<=start<stop<=1: raise ValueError(f"start={start} and stop={stop} must satisfy 0 <= start < stop <= 1, shares of the training.")
         if seed is not None and not (isinstance(seed, (int, np.integer)) and seed>=0): raise ValueError(f"seed={seed!r} must be an integer of 0 or more, or None.")
         self._init_state()
@@ -114,7 +114,7 @@ def _start_fit(self:BalancedMixUp, searching):
     if self._entropy is None: self._entropy = int(np.random.randint(2**31)) if self.seed is None else self.seed
     if not searching and (self.learn.epoch==0 or not self._n_fits): self._n_fits += 1
     self._lams,self._steps = [],0
-    self.partner_counts,self._mass = np.zeros(len(self._sampler.counts), dtype=np.int64),np.zeros(len(self._sampler.counts))
+    self._partner_counts,self._mass = np.zeros(len(self._sampler.counts), dtype=np.int64),np.zeros(len(self._sampler.counts))
 
 # %% ../nbs/mixup.ipynb #09c3b7b6
 @patch
@@ -148,7 +148,7 @@ def before_batch(self:BalancedMixUp):
     e = self._alpha_now/(self._alpha_now+1)
     self._mass += (1-e)*self._base_probs + e*self._partner_probs(pct)
     pairs = self._paired.pairs
-    self.partner_counts += np.bincount(self._ids[pairs[:,1]], minlength=len(self.partner_counts))
+    self._partner_counts += np.bincount(self._ids[pairs[:,1]], minlength=len(self._partner_counts))
     self._lam = self.draw_lam(len(pairs))
     self._lams.append(self._lam)
     self.learn.xb = tuple(_mix(o, p, self._lam) for o,p in zip(xb, xb1))
@@ -183,7 +183,13 @@ def lams(self:BalancedMixUp):
     return np.hstack(self._lams) if self._lams else np.zeros(0)
 
 @patch(as_prop=True)
+def partner_counts(self:BalancedMixUp):
+    "How often each class was the partner in the last fit, int64, shape (K,)"
+    if not getattr(self, '_steps', 0): raise ValueError("partner_counts is known once training has begun; call fit first.")
+    return self._partner_counts
+
+@patch(as_prop=True)
 def prior(self:BalancedMixUp):
     "Expected label mass over the steps of the last fit, float64, shape (K,); for constant `alpha` and `q` it is `mixup_prior`"
-    if not getattr(self, '_steps', 0): raise ValueError("prior is known after training has begun; call fit first, or see `mixup_prior`.")
+    if not getattr(self, '_steps', 0): raise ValueError("prior is known once training has begun; call fit first, or see `mixup_prior`.")
     return self._mass/self._steps
