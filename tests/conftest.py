@@ -12,6 +12,11 @@ def data_dir():
     if not p.is_dir(): pytest.skip('needs the data sets: set BALMIX_DATA to the folder that holds them')
     return p.resolve()
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    "Run each test in a folder of its own, since fastai saves models below the current one"
+    monkeypatch.chdir(tmp_path)
+
 @pytest.fixture
 def seed():
     "Seed Python, NumPy and PyTorch; the value is the seed."
