@@ -14,7 +14,7 @@ endif
 
 help:
 	@echo "make demo    install into $(VENV) and run balmix-demo (options: ARGS='--epochs 3')"
-	@echo "make test    every check, pytest last (some only: STEPS='style pytest')"
+	@echo "make test    every check, pytest last (some only: STEPS='style tests')"
 	@echo "make bench   benchmarks (options: ARGS='-k sampler')"
 	@echo "make docs    build the site into _docs/"
 	@echo "make export  notebooks to modules, and clean the notebooks"
@@ -43,7 +43,7 @@ test: $(VENV)/.installed-dev
 	@$(PY) .ci/check.py $(STEPS)
 
 bench: $(VENV)/.installed-dev
-	MPLBACKEND=Agg $(PY) -m pytest tests/bench -o python_files='bench_*.py' -o python_functions='bench_* test_*' --benchmark-only $(ARGS)
+	MPLBACKEND=Agg $(PY) -m pytest tests/bench --benchmark-enable --benchmark-only --benchmark-columns=min,median,stddev,rounds $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	@$(PY) .ci/docs.py $(ARGS)

@@ -155,6 +155,17 @@ def test_killed_and_resumed_equals_uninterrupted(folder, tmp_path):
     pd.testing.assert_frame_equal(a, b)
     pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path/o/'predictions.csv') for o in ('whole','cut')))
 
+def test_resuming_folds_keeps_what_is_done(folder, tmp_path):
+    "Stopped between the last epoch of a fold and its predictions: the done fold is left alone, the other is only predicted"
+    kw = dict(folds=2, out=tmp_path/'run', **{**fast, 'epochs':1})
+    whole = balmix_train(folder, **kw)
+    first,weights = tmp_path/'run'/'fold0'/'metrics.json',(tmp_path/'run'/'fold1'/'best.pth').read_bytes()
+    before = first.stat().st_mtime_ns
+    for o in ('fold1/metrics.json','fold1/predictions.csv','metrics.json'): (tmp_path/'run'/o).unlink()
+    again = balmix_train(folder, resume=True, **kw)
+    assert first.stat().st_mtime_ns==before and (tmp_path/'run'/'fold1'/'best.pth').read_bytes()==weights
+    for k in ('mean','sd','median'): assert again['valid'][k]==pytest.approx(whole['valid'][k])
+
 def test_demo_writes_what_it_prints(tmp_path, capsys):
     balmix_demo(epochs=1, seeds=2, out=tmp_path/'demo')
     runs,out = pd.read_csv(tmp_path/'demo'/'runs.csv'),capsys.readouterr().out

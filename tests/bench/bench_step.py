@@ -1,8 +1,9 @@
 "A training epoch with and without `BalancedMixUp`: digits in memory, so that the callback's own time shows."
 import numpy as np, pytest, torch
-from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, TensorDataset, noop, set_seed, tensor
+from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, noop, set_seed, tensor
 from fastai.callback.all import MixUp, ProgressCallback
 from sklearn.datasets import load_digits
+from torch.utils.data import TensorDataset
 from balmix_fastai.mixup import BalancedMixUp
 from balmix_fastai.study import small_cnn
 
