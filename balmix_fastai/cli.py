@@ -7,8 +7,8 @@ Docs: https://balmix.github.io/balmix_fastai/cli.html.md"""
 # %% auto #0
 __all__ = ['balmix_demo', 'balmix_train']
 
-# %% ../nbs/cli.ipynb #369ec2ff
-import json, re, warnings
+# %% ../nbs/cli.ipynb #4a4189be
+import json, warnings
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated') # fastai's import of torchvision; noise before every command
 from fastai.vision.all import *
@@ -123,7 +123,7 @@ def balmix_train(
     with _clear_errors():
         imgs = read_images(data, **_reader_options(data, images, label, valid_col))
         imgs.ordinal = imgs.ordinal or ordinal
-        check_run(arch, sampling, loss, metric, fp16, imgs.ordinal)
+        check_run(arch, sampling, loss, metric, tta, fp16, imgs.ordinal)
         sets = _split(imgs, folds, valid_pct, seed)
         for o in sets:
             n = len(o.check().splits['train'])
@@ -144,8 +144,9 @@ def _check_options(c, resume, overwrite):
     if c['folds']: _positive('folds', c['folds'], 2)
     if not 0<c['valid_pct']<1: raise CliError(f"--valid-pct {c['valid_pct']} must lie between 0 and 1.")
     if c['alpha']<0 or not np.isfinite(c['alpha']): raise CliError(f"--alpha {c['alpha']} must be 0 (no mixing) or greater; the paper uses 0.1 to 0.3.")
-    if c['tta'] not in ('none','h','v','hv'): raise CliError(f"--tta {c['tta']} must be none, h, v or hv.")
-    if c['lr']!='find' and not re.fullmatch(r'[0-9]*\.?[0-9]+(e-?[0-9]+)?', c['lr'], re.I): raise CliError(f"--lr {c['lr']} must be a number greater than 0, or find.")
+    try: lr = 1. if c['lr']=='find' else float(c['lr'])
+    except ValueError: lr = np.nan
+    if not (lr>0 and np.isfinite(lr)): raise CliError(f"--lr {c['lr']} must be a number greater than 0, or find.")
 
 def _reader_options(data, images, label, valid_col):
     "Options that only a CSV has"

@@ -23,6 +23,7 @@ from .data import *
 from .mixup import *
 from .schedule import *
 from .tta import *
+from .tta import _flips
 from .metrics import *
 from .datasets import *
 
@@ -31,8 +32,10 @@ def _sampling_q(sampling):
     "`q` of a sampling by name or number; instance and progressive begin at 1"
     named = dict(instance=1., progressive=1., sqrt=.5)
     named['class'] = 0.
-    try: return named[sampling] if sampling in named else float(sampling)
-    except ValueError: raise ValueError(f"sampling={sampling!r} must be instance, class, sqrt, progressive, or a number q (0 class-balanced, 1 instance).") from None
+    try: q = named[sampling] if sampling in named else float(sampling)
+    except ValueError: q = np.nan
+    if np.isfinite(q): return q
+    raise ValueError(f"sampling={sampling!r} must be instance, class, sqrt, progressive, or a number q (0 class-balanced, 1 instance).")
 
 def resample(
     dls:DataLoaders, # Loaders as they are
@@ -106,7 +109,7 @@ class Checkpoint(Callback):
         row = dict(zip(self.recorder.metric_names, [self.learn.epoch, *self.recorder.final_record]))
         self.rows.append(row)
         val = row[self.monitor]
-        better = self.best is None or (val<self.best if 'loss' in self.monitor else val>self.best)
+        better = self.best is None or np.isnan(self.best) or (val<self.best if 'loss' in self.monitor else val>self.best)
         if better:
             self.best,self.best_epoch = val,self.learn.epoch
             self._write('best.pth', self.learn.model.state_dict())
@@ -134,6 +137,7 @@ def check_run(
     sampling='instance', # As in `train_run`
     loss:str='ce', # As in `train_run`
     metric:str='balanced_accuracy', # As in `train_run`
+    tta:str='h', # As in `train_run`
     fp16:bool=False, # As in `train_run`
     ordinal:bool=False # Are the classes ordered, so that metrics for grades are recorded?
 ):
@@ -145,15 +149,16 @@ def check_run(
     make_loss(loss)
     names = ['valid_loss', *(m.name if hasattr(m, 'name') else m.__name__ for m in paper_metrics(ordinal))]
     if metric not in names: raise ValueError(f"metric={metric!r} is not recorded; choose one of {', '.join(names)}.")
+    if tta not in _flips: raise ValueError(f"tta={tta!r} is not known; choose one of {', '.join(_flips)}.")
     if fp16 and not torch.cuda.is_available(): raise ValueError("fp16 needs a GPU, and there is none; leave it out.")
 
 def _write_predictions(out, split, data, probs):
     "Names, labels and class probabilities of a split as a data frame, and its confusion matrix as a picture"
     idx = data.splits[split]
     y,vocab = data.labels[idx],list(map(str, data.vocab))
-    fig,ax = plt.subplots(figsize=[2.5+.45*len(vocab)]*2)
+    fig,ax = plt.subplots(figsize=[min(2.5+.45*len(vocab), 14)]*2)
     ConfusionMatrixDisplay.from_predictions(y, probs.argmax(1), labels=range(len(vocab)), display_labels=vocab, normalize='true',
-        xticks_rotation=45, values_format='.2f', cmap='Blues', colorbar=False, ax=ax)
+        xticks_rotation=45, values_format='.2f', cmap='Blues', colorbar=False, include_values=len(vocab)<=30, ax=ax)
     ax.set_title(f'{split}: share of each true class')
     fig.savefig(out/f'confusion_{split}.png', dpi=120, bbox_inches='tight')
     plt.close(fig)
@@ -183,7 +188,8 @@ def train_run(
 )->dict: # Metrics of each split, the best epoch, and the learning rate
     "Train, choose a checkpoint on validation, predict, and write all results to `out`"
     out,start = Path(out),time.time()
-    check_run(arch, sampling, loss, metric, fp16, data.ordinal)
+    check_run(arch, sampling, loss, metric, tta, fp16, data.ordinal)
+    if epochs<1: raise ValueError(f"epochs={epochs} must be at least 1.")
     out.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     tfms = aug_transforms() if augment else None
@@ -203,9 +209,18 @@ def train_run(
 def _find_lr(learn, out):
     "The suggested learning rate, kept in `out` so that a resumed run has the same"
     file = out/'lr.json'
-    if not file.exists(): file.write_text(json.dumps(learn.lr_find(show_plot=False).valley))
+    if not file.exists():
+        _write_json(file, learn.lr_find(show_plot=False).valley)
+        (out/learn.model_dir).rmdir() # fastai's folder for the weights before the search, now empty
     return json.loads(file.read_text())
 
+def _write_json(file, o):
+    "Write all of it or nothing"
+    tmp = file.with_suffix('.tmp')
+    tmp.write_text(json.dumps(o, indent=1))
+    os.replace(tmp, file)
+
+# %% ../nbs/study.ipynb #eb3e4015
 def _split_dl(data, dls, split): return dls.valid if split=='valid' else data.test_dl(dls, split)
 
 def _measure(learn, data, out, tta, info):
@@ -220,7 +235,7 @@ def _measure(learn, data, out, tta, info):
     for m in learn.metrics: m.reset() # they hold the predictions of the last validation, which are not to be exported
     learn.export('export.pkl')
     res.update(info)
-    (out/'metrics.json').write_text(json.dumps(res, indent=1))
+    _write_json(out/'metrics.json', res)
     return res
 
 # %% ../nbs/study.ipynb #6dfb3631
