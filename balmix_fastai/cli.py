@@ -66,8 +66,10 @@ def balmix_demo(
 # %% ../nbs/cli.ipynb #2dcf61de
 def _split(imgs, folds, valid_pct, seed):
     "The image sets to train on: one, or one per fold"
+    if valid_pct is not None and (folds or 'valid' in imgs.splits):
+        raise CliError(f"--valid-pct {valid_pct} would have no effect: {'--folds divides the images' if folds else 'the data has a valid split'}; leave it out.")
     if folds: return imgs.folds(folds, seed)
-    return [imgs if 'valid' in imgs.splits else imgs.with_valid(valid_pct, seed)]
+    return [imgs if 'valid' in imgs.splits else imgs.with_valid(ifnone(valid_pct, .2), seed)]
 
 _files = 'config.json lr.json log.csv best.pth state.pth export.pkl predictions.csv metrics.json confusion_valid.png confusion_test.png'.split()
 
@@ -105,7 +107,7 @@ def balmix_train(
     size:int=224, # Images are resized to size x size pixels
     metric:str='balanced_accuracy', # Validation metric that picks the checkpoint: a column of log.csv
     folds:int=0, # Cross-validate with this many stratified folds
-    valid_pct:float=.2, # Share of the training images to validate on, if the data has no valid split
+    valid_pct:float=None, # Share of the training images to validate on, if the data has no valid split; default 0.2
     valid_col:str=None, # For a CSV: true/false column that marks the validation rows
     ordinal:store_true=False, # Do the classes have an order, as grades do? Adds quadratic kappa and Kendall tau
     seed:int=0, # Seed of the split, weights, order and mixing
@@ -125,15 +127,15 @@ def balmix_train(
         imgs.ordinal = imgs.ordinal or ordinal
         check_run(arch, sampling, loss, metric, tta, fp16, imgs.ordinal)
         sets = _split(imgs, folds, valid_pct, seed)
-        for o in sets:
-            n = len(o.check().splits['train'])
+        imgs.check()
+        for n in (len(o.splits['train']) for o in sets):
             if n<bs: raise ValueError(f"--bs {bs} is more than the {n} training images, so there would be no full batch; pass a smaller one.")
     out = Path(out)
     _prepare_out(out, config, resume, overwrite)
     run = {k: config[k] for k in 'arch pretrained alpha sampling loss epochs bs size metric seed tta fp16'.split()}
     run.update(lr=lr if lr=='find' else float(lr), augment=not no_augment, workers=workers, resume=resume)
     try: res = [_run_fold(o, out/f'fold{i}' if folds else out, run) for i,o in enumerate(sets)]
-    except KeyboardInterrupt: raise CliError(f"Stopped. The finished epochs are saved: go on with the same command and --resume.") from None
+    except KeyboardInterrupt: raise CliError("Stopped. The finished epochs are saved: go on with the same command and --resume.") from None
     return _finish(res, out) if folds else _report(res[0], out)
 
 # %% ../nbs/cli.ipynb #98a9f4b0
@@ -141,8 +143,9 @@ def _check_options(c, resume, overwrite):
     "What can be told from the options alone"
     if resume and overwrite: raise CliError("--resume and --overwrite exclude each other: the one goes on with the run in --out, the other replaces it.")
     for k in ('epochs','bs','size'): _positive(k, c[k])
+    _positive('seed', c['seed'], 0)
     if c['folds']: _positive('folds', c['folds'], 2)
-    if not 0<c['valid_pct']<1: raise CliError(f"--valid-pct {c['valid_pct']} must lie between 0 and 1.")
+    if c['valid_pct'] is not None and not 0<c['valid_pct']<1: raise CliError(f"--valid-pct {c['valid_pct']} must lie between 0 and 1.")
     if c['alpha']<0 or not np.isfinite(c['alpha']): raise CliError(f"--alpha {c['alpha']} must be 0 (no mixing) or greater; the paper uses 0.1 to 0.3.")
     try: lr = 1. if c['lr']=='find' else float(c['lr'])
     except ValueError: lr = np.nan
@@ -158,7 +161,7 @@ def _reader_options(data, images, label, valid_col):
 def _run_fold(imgs, out, run):
     done = out/'metrics.json'
     if run['resume'] and done.exists(): return json.loads(done.read_text())
-    with _clear_errors(): return train_run(imgs, out, **run)
+    return train_run(imgs, out, **run)
 
 def _report(res, out):
     "Print the metrics of one run"
