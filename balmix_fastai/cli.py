@@ -16,6 +16,7 @@ from fastcore.script import call_parse, store_true, CliError
 
 from .datasets import *
 from .study import *
+from .study import _show_bars
 
 # %% ../nbs/cli.ipynb #680c555b
 @contextmanager
@@ -49,7 +50,7 @@ def balmix_demo(
     with _clear_errors():
         imgs = read_images(data)
         if 'valid' not in imgs.splits: imgs = imgs.with_valid(.2)
-        imgs.check()
+        imgs.check(progress=_show_bars())
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     kw = dict(bs=min(32, len(imgs.splits['train'])), size=None if isinstance(imgs.items[0], np.ndarray) else 64, tta='none' if data=='digits' else 'h')
@@ -127,7 +128,7 @@ def balmix_train(
         imgs.ordinal = imgs.ordinal or ordinal
         check_run(arch, sampling, loss, metric, tta, fp16, imgs.ordinal)
         sets = _split(imgs, folds, valid_pct, seed)
-        imgs.check()
+        imgs.check(progress=_show_bars())
         for n in (len(o.splits['train']) for o in sets):
             if n<bs: raise ValueError(f"--bs {bs} is more than the {n} training images, so there would be no full batch; pass a smaller one.")
     out = Path(out)

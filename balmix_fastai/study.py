@@ -8,9 +8,9 @@ Docs: https://balmix.github.io/balmix_fastai/study.html.md"""
 __all__ = ['arms', 'resample', 'make_loss', 'Checkpoint', 'small_cnn', 'check_run', 'train_run', 'run_arm', 'run_arms',
            'summarise', 'format_summary', 'plot_arms']
 
-# %% ../nbs/study.ipynb #34d6b106
+# %% ../nbs/study.ipynb #ba6723de
 import json, random, time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import timm
@@ -198,12 +198,29 @@ def train_run(
     learn = vision_learner(dls, arch, pretrained=pretrained, loss_func=make_loss(loss), metrics=paper_metrics(data.ordinal), cbs=cbs, path=out)
     if pretrained: learn.unfreeze()
     if fp16: learn.to_fp16()
-    if lr=='find': lr = _find_lr(learn, out)
     ckpt = Checkpoint(out, metric)
-    quiet = nullcontext() if IN_NOTEBOOK or sys.stdout.isatty() else learn.no_bar() # a log file gets lines, and no bar redrawn a thousand times
-    with quiet: learn.fit_one_cycle(epochs, float(lr), start_epoch=ckpt.load(learn) if resume else 0, cbs=ckpt)
+    with _bars_or_lines(learn):
+        if lr=='find': lr = _find_lr(learn, out)
+        learn.fit_one_cycle(epochs, float(lr), start_epoch=ckpt.load(learn) if resume else 0, cbs=ckpt)
     learn.model.load_state_dict(torch.load(out/'best.pth', map_location=dls.device))
     return _measure(learn, data, out, tta, dict(best_epoch=ckpt.best_epoch, epochs=epochs, lr=float(lr), seed=seed, seconds=round(time.time()-start)))
+
+# %% ../nbs/study.ipynb #caae4245
+def _show_bars(): return IN_NOTEBOOK or sys.stdout.isatty()
+
+@contextmanager
+def _bars_or_lines(learn):
+    if _show_bars():
+        yield
+        return
+    def line(vals):
+        names = learn.recorder.metric_names
+        if len(vals)<len(names): return # an epoch that a resumed run skips
+        print('  '.join(f'{n} {v:.4f}' if isinstance(v, float) else f'{n} {v}' for n,v in zip(names, vals)), flush=True)
+    logger,learn.logger = learn.logger,line
+    try:
+        with learn.no_bar(): yield
+    finally: learn.logger = logger
 
 # %% ../nbs/study.ipynb #6c2cb2df
 def _find_lr(learn, out):
@@ -274,7 +291,7 @@ def run_arms(
 )->tuple: # Runs as a data frame, and per arm the recalls (seeds, K) and the label mass (K,)
     "Train every arm with every seed"
     rows,recalls,mass = [],defaultdict(list),{}
-    for seed,name in progress_bar([(s,n) for s in range(seeds) for n in arms]):
+    for seed,name in progress_bar([(s,n) for s in range(seeds) for n in arms], display=_show_bars()):
         metrics,recall,mass[name] = run_arm(data, name, seed, **kwargs)
         rows.append(dict(arm=name, seed=seed, **metrics))
         recalls[name].append(recall)
