@@ -67,9 +67,9 @@ def _rng_state(dl):
 def _set_rng_state(dl, s):
     random.setstate(s['python'])
     np.random.set_state(s['numpy'])
-    torch.set_rng_state(s['torch'])
+    torch.set_rng_state(s['torch'].cpu()) # loading the state to a GPU has taken it along
     dl.rng.setstate(s['loader'])
-    if 'cuda' in s and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
+    if 'cuda' in s and torch.cuda.is_available(): torch.cuda.set_rng_state_all([o.cpu() for o in s['cuda']])
     if 'sampler' in s: dl.sampler.rng.bit_generator.state = s['sampler']
 
 # %% ../nbs/study.ipynb #a29c0b5d
@@ -99,7 +99,7 @@ class Checkpoint(Callback):
 
     def before_epoch(self):
         if self._state is None or self.learn.epoch!=len(self.rows): return
-        _set_rng_state(self.learn.dls.train, {k: o.cpu() if isinstance(o, Tensor) else o for k,o in self._state['rng'].items()})
+        _set_rng_state(self.learn.dls.train, self._state['rng'])
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = self._state['smooth_loss']
         if getattr(self.learn, 'scaler', None) is not None: self.learn.scaler.load_state_dict(self._state['scaler'])
         self._state = None
