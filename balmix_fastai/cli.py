@@ -75,7 +75,7 @@ def _split(imgs, folds, valid_pct, seed):
 _files = 'config.json lr.json log.csv best.pth state.pth export.pkl predictions.csv metrics.json confusion_valid.png confusion_test.png'.split()
 
 def _prepare_out(out, config, resume, overwrite):
-    "Check the output folder against what is asked, and return the settings to use"
+    "Check the output folder against what is asked, and for a new run make it and write the settings"
     saved = json.loads((out/'config.json').read_text()) if (out/'config.json').exists() else None
     if resume:
         if saved is None: raise CliError(f"--resume: {out} holds no run (no config.json); leave out --resume to start one.")

@@ -149,9 +149,9 @@ def _item_weights(weights, n, dsets):
     hint = " (these are weights for all items: index them with dsets.splits[0])" if total and w.shape==(total,)!=(n,) else ""
     raise ValueError(f"weights has shape {w.shape}, but the training set has {n} items; pass one weight per training item or a mapping of classes{hint}.")
 
-# %% ../nbs/data.ipynb #0c1bc91b
+# %% ../nbs/data.ipynb #2cf0df98
 def _check_base(dl):
-    "Refuse a training loader whose items cannot be drawn by index, or that samples by itself"
+    "Refuse a training loader whose items cannot be drawn by index"
     if not isinstance(dl, TfmdDL): raise ValueError(f"dls.train is a {type(dl).__module__}.{type(dl).__name__}; wrap its data set with fastai's "
         "`DataLoaders.from_dsets(train_ds, valid_ds)`, whose loaders can be re-sampled.")
     if not dl.indexed or dl.n is None or dl.bs is None:
@@ -164,6 +164,7 @@ def _unwrap(dl):
     return dl.dl if distr and isinstance(dl, distr.DistributedDL) else dl
 
 def _check_plain(dl):
+    "Refuse a training loader that samples in a way of its own, which would be lost"
     _check_base(dl)
     if isinstance(dl, PartialDL): raise ValueError("dls.train is a PartialDL, which draws a part of the data itself; build the loaders without it.")
     w = getattr(dl, 'wgts', None)

@@ -30,8 +30,7 @@ from .datasets import *
 # %% ../nbs/study.ipynb #43c3cfe8
 def _sampling_q(sampling):
     "`q` of a sampling by name or number; instance and progressive begin at 1"
-    named = dict(instance=1., progressive=1., sqrt=.5)
-    named['class'] = 0.
+    named = {'instance': 1., 'sqrt': .5, 'class': 0., 'progressive': 1.}
     try: q = named[sampling] if sampling in named else float(sampling)
     except ValueError: q = np.nan
     if np.isfinite(q): return q
@@ -141,7 +140,7 @@ def check_run(
     fp16:bool=False, # As in `train_run`
     ordinal:bool=False # Are the classes ordered, so that metrics for grades are recorded?
 ):
-    "Raise a `ValueError` for settings of `train_run` that cannot work, before anything is read"
+    "Raise a `ValueError` for settings of `train_run` that cannot work"
     if not timm.is_model(arch.split('.')[0]):
         near = get_close_matches(arch, timm.list_models(), n=5)
         raise ValueError(f"arch={arch!r} is not a model of timm {timm.__version__}; " + (f"near it: {', '.join(near)}." if near else "see timm.list_models()."))
@@ -210,6 +209,7 @@ def _show_bars(): return IN_NOTEBOOK or sys.stdout.isatty()
 
 @contextmanager
 def _bars_or_lines(learn):
+    "Progress bars where somebody can see them, and else a line an epoch"
     if _show_bars():
         yield
         return

@@ -1,7 +1,7 @@
 "Fixtures for all tests."
-import os
+import importlib.util, os, sys, types
 from pathlib import Path
-import matplotlib, pytest
+import matplotlib, pytest, torch
 
 matplotlib.use('Agg')
 
@@ -23,3 +23,15 @@ def seed():
     from fastai.torch_core import set_seed
     set_seed(42, reproducible=True)
     return 42
+
+@pytest.fixture
+def distributed(monkeypatch):
+    "`fastai.distributed`, with a stand-in for accelerate where it is not installed, and no process group"
+    if not importlib.util.find_spec('accelerate'):
+        monkeypatch.setitem(sys.modules, 'accelerate', types.ModuleType('accelerate'))
+        sys.modules['accelerate'].Accelerator = object
+    monkeypatch.delitem(sys.modules, 'fastai.distributed', raising=False)
+    import fastai.distributed as res
+    monkeypatch.setattr(res.DistributedDL, '_broadcast', lambda self, t, rank: torch.LongTensor(t).tolist())
+    yield res
+    sys.modules.pop('fastai.distributed', None)

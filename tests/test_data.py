@@ -1,5 +1,5 @@
 "data: labels without opening an image, the balanced loader and its copies, the loader of pairs."
-import importlib.util, pickle, random, sys, types, warnings
+import pickle, random, warnings
 from types import SimpleNamespace
 import PIL.Image, numpy as np, pandas as pd, pytest, torch
 from scipy import stats
@@ -139,7 +139,7 @@ def test_labels_of_fastai_inside_torch(pngs):
 
 @pytest.mark.parametrize('tfm', [None, lambda y: 2-y, lambda y: tensor(y)])
 def test_labels_of_image_folder(pngs, blind, tfm):
-    tv = pytest.importorskip('torchvision.datasets')
+    import torchvision.datasets as tv
     ds = tv.ImageFolder(pngs/'train', target_transform=tfm)
     sub = Subset(ds, [11,0,8,8])
     want,part = [int(y) for _,y in ds],[int(y) for _,y in sub]
@@ -601,18 +601,6 @@ def test_new_is_of_the_wrapped_loader():
 @pytest.mark.parametrize('f,msg', [(lambda: torch.utils.data.DataLoader(numbered()), 'from_dsets'), (lambda: TfmdDL(numbered(), bs=None), 'already made'), (lambda: TfmdDL([], bs=4), 'no items')])
 def test_pairs_refuse(f, msg):
     with pytest.raises(ValueError, match=msg): PairedDL(f(), partners())
-
-@pytest.fixture
-def distributed(monkeypatch):
-    "`fastai.distributed`, with a stand-in for accelerate where it is not installed, and no process group"
-    if not importlib.util.find_spec('accelerate'):
-        monkeypatch.setitem(sys.modules, 'accelerate', types.ModuleType('accelerate'))
-        sys.modules['accelerate'].Accelerator = object
-    monkeypatch.delitem(sys.modules, 'fastai.distributed', raising=False)
-    import fastai.distributed as res
-    monkeypatch.setattr(res.DistributedDL, '_broadcast', lambda self, t, rank: torch.LongTensor(t).tolist())
-    yield res
-    sys.modules.pop('fastai.distributed', None)
 
 @pytest.mark.parametrize('world_size', [1, 2, 3])
 def test_distributed(distributed, world_size):

@@ -1,5 +1,5 @@
 "mixup: against independent training loops, with fastai's losses and callbacks, interruptions, seeds, schedules, errors."
-import gc, importlib.util, multiprocessing, pickle, sys, types, warnings
+import gc, multiprocessing, pickle, warnings
 from copy import deepcopy
 from fractions import Fraction
 import numpy as np, pytest, torch, torch.nn.functional as F
@@ -969,18 +969,6 @@ def test_it_reads_labels_once():
     assert n and Counting.reads==n
 
 # Distributed
-
-@pytest.fixture
-def distributed(monkeypatch):
-    "`fastai.distributed`, with a stand-in for accelerate where it is not installed, and no process group"
-    if not importlib.util.find_spec('accelerate'):
-        monkeypatch.setitem(sys.modules, 'accelerate', types.ModuleType('accelerate'))
-        sys.modules['accelerate'].Accelerator = object
-    monkeypatch.delitem(sys.modules, 'fastai.distributed', raising=False)
-    import fastai.distributed as res
-    monkeypatch.setattr(res.DistributedDL, '_broadcast', lambda self, t, rank: torch.LongTensor(t).tolist())
-    yield res
-    sys.modules.pop('fastai.distributed', None)
 
 def test_distributed(distributed):
     "Loaders wrapped as `DistributedTrainer` does: two ranks mix their own shares of one set of pairs, with targets and inputs told apart"

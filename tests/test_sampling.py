@@ -30,7 +30,7 @@ def test_counts(ys, dtype, more):
 def test_counts_of_what_people_hold(f): assert class_counts(f([2,0,2])).tolist()==[1,0,2]
 
 def test_counts_of_a_data_frame():
-    pd = pytest.importorskip('pandas')
+    import pandas as pd
     assert class_counts(pd.Series([2,0,2], index=[7,8,9])).tolist()==[1,0,2]
     assert class_counts(pd.Series([2,0,2], dtype='Int64')).tolist()==[1,0,2]
     with pytest.raises(ValueError, match='class id'): class_counts(pd.Series([2,None,2], dtype='Int64'))
