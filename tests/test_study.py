@@ -94,3 +94,13 @@ def test_training_learns_what_can_be_learned(tmp_path):
     ims = ImageSet([np.full((8,8), 250*k, np.uint8) for k in [0]*40+[1]*8], [0]*40+[1]*8, ['black','white']).with_valid(.25)
     res = train_run(ims, tmp_path, arch='test_resnet', epochs=4, lr=5e-3, bs=12, size=32, augment=False, tta='none')
     assert res['valid']['balanced_accuracy']==1 and not (tmp_path/'models').exists()
+
+def test_the_chosen_weights_are_the_ones_measured(digits, tmp_path):
+    "With the best weights exchanged for ones that give every class the same score, the measured probabilities are all alike"
+    kw = dict(arch='test_resnet', epochs=1, lr=5e-3, bs=64, size=32, augment=False, tta='none')
+    train_run(digits, tmp_path, **kw)
+    best = torch.load(tmp_path/'best.pth')
+    torch.save({k: torch.zeros_like(v) if k==list(best)[-1] else v for k,v in best.items()}, tmp_path/'best.pth')
+    train_run(digits, tmp_path, resume=True, **kw)
+    p = pd.read_csv(tmp_path/'predictions.csv').filter(like='p_')
+    assert np.allclose(p, .1)
