@@ -3,7 +3,8 @@ import math, warnings
 import numpy as np, pytest, scipy.stats as scs, sklearn.metrics as skm, torch
 from hypothesis import given, settings, strategies as st
 from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, Recorder, nn
-from balmix_fastai.metrics import KendallTau, MacroAUROC, QuadraticKappa, imbalance_metrics, macro_auroc, paper_metrics
+from balmix_fastai.metrics import (ECE, KendallTau, MacroAUPRC, MacroAUROC, QuadraticKappa, ShotAccuracy, brier, classwise_ece, ece, imbalance_metrics,
+    macro_auprc, macro_auroc, nll, paper_metrics, shot_groups)
 
 NAMES = ['accuracy', 'balanced_accuracy', 'macro_f1', 'mcc', 'macro_auroc', 'quadratic_kappa', 'kendall_tau']
 
@@ -107,5 +108,88 @@ def test_half_precision_and_cpu_lists():
     (np.full((3,1), 1.), [0,0,0], 'K of 2'), (np.full((0,2), .5), np.zeros(0, int), 'empty'), (np.full((3,2), np.nan), [0,1,0], 'diverged'),
     ([[.5,np.inf]], [0], 'infinite'), ([[2.,-1.]], [0], 'logits'), ([[.5,.6]], [0], 'logits')])
 def test_what_cannot_be_measured_is_refused(probs, targs, msg):
-    for f in (imbalance_metrics, macro_auroc):
+    for f in (imbalance_metrics, macro_auroc, macro_auprc, ece, classwise_ece, nll, brier):
         with pytest.raises(ValueError, match=msg): f(probs, targs)
+
+@pytest.mark.parametrize('absent', [(), (4,), (1,3)])
+def test_proper_scores_and_auprc_are_sklearns(absent):
+    _,probs,targs = _data(3, absent=absent)
+    assert nll(probs, targs)==pytest.approx(skm.log_loss(targs, probs, labels=range(5)), abs=1e-12)
+    assert brier(probs, targs)==pytest.approx(skm.brier_score_loss(targs, probs, labels=range(5), scale_by_half=False), abs=1e-12)
+    aps = [skm.average_precision_score(targs==c, probs[:,c]) for c in range(5) if c not in absent]
+    assert macro_auprc(torch.tensor(probs), torch.tensor(targs))==pytest.approx(np.mean(aps), abs=1e-12)
+    assert math.isnan(macro_auprc(probs, targs*0))
+
+def test_nll_of_an_impossible_truth_is_sklearns():
+    probs,targs = np.array([[1.,0.],[.5,.5]]),[1,0]
+    assert nll(probs, targs)==pytest.approx(skm.log_loss(targs, probs)) and np.isfinite(nll(probs, targs))
+
+def _ece_by_hand(conf, hit, bins):
+    "The definition, bin by bin: (m/M, (m+1)/M], and 0 in the first"
+    total = 0
+    for m in range(bins):
+        at = [i for i,c in enumerate(conf) if (c>m/bins or (m==0 and c==0)) and c<=(m+1)/bins]
+        if at: total += abs(np.mean([hit[i] for i in at])-np.mean([conf[i] for i in at]))*len(at)/len(conf)
+    return total
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32-1), n=st.integers(1, 40), k=st.integers(2, 5), bins=st.integers(1, 20), ties=st.booleans())
+def test_calibration_errors_follow_the_definitions(seed, n, k, bins, ties):
+    _,p,t = _data(seed, n, k)
+    if ties: p = np.eye(k)[p.argmax(1)]*.5+.5/k # values on borders of bins
+    assert ece(p, t, bins)==pytest.approx(_ece_by_hand(p.max(1), p.argmax(1)==t, bins), abs=1e-9)
+    assert classwise_ece(p, t, bins)==pytest.approx(np.mean([_ece_by_hand(p[:,c], t==c, bins) for c in range(k)]), abs=1e-9)
+
+def test_a_border_belongs_to_the_bin_below():
+    p = np.array([[.25,.75],[.2,.8]])
+    assert ece(p, [1,0], 4)==pytest.approx((.25+.8)/2) and ece(p, [1,0], 2)==pytest.approx(.55/2)
+    assert classwise_ece(p, [1,0], 4)==pytest.approx(((.25+.8)/2+.55/2)/2), '.25 and .2 share a bin, .75 and .8 do not'
+
+def test_calibration_of_certain_predictions():
+    assert ece(np.eye(3), [0,1,2])==classwise_ece(np.eye(3), [0,1,2])==brier(np.eye(3), [0,1,2])==0
+    assert ece(np.eye(3), [1,2,0])==1 and classwise_ece(np.eye(3), [1,2,0])==pytest.approx(2/3) and brier(np.eye(3), [1,2,0])==2
+    for bad in (0, 1.5, None, -3):
+        for f in (lambda: ece(np.eye(2), [0,1], bad), lambda: classwise_ece(np.eye(2), [0,1], bad), lambda: ECE(bad)):
+            with pytest.raises(ValueError, match='whole number of bins'): f()
+
+def test_the_borders_of_shot_groups_are_medium(): assert shot_groups([101,100,20,19]).tolist()==['many','medium','medium','few']
+
+@given(counts=st.lists(st.integers(0, 300), min_size=1, max_size=12), data=st.data())
+def test_shot_groups_follow_the_rules(counts, data):
+    want = ['many' if n>100 else 'few' if n<20 else 'medium' for n in counts]
+    assert shot_groups(counts).tolist()==want and shot_groups(torch.tensor(counts)).tolist()==want
+    a = data.draw(st.integers(0, len(counts)))
+    b = data.draw(st.integers(a, len(counts)))
+    got = shot_groups(counts, cuts=(a,b))
+    assert [(got==o).sum() for o in ('many','medium','few')]==[a,b-a,len(counts)-b]
+    order = [n for o in ('many','medium','few') for n in sorted((n for n,g in zip(counts, got) if g==o), reverse=True)]
+    assert order==sorted(counts, reverse=True), 'no class of a later group has more images'
+    fall = sorted(counts, reverse=True)
+    assert shot_groups(fall, cuts=(a,b)).tolist()==['many']*a+['medium']*(b-a)+['few']*(len(counts)-b), 'ids in falling order: cuts are ids'
+
+@pytest.mark.parametrize('args,kw,msg', [(([],), {}, 'counts'), (([[1,2]],), {}, 'counts'), (([1,-2],), {}, 'not negative'), (([1,np.nan],), {}, 'finite'), ((['a'],), {}, 'counts'),
+    (([1,2],), dict(shots=(20,100)), 'falling'), (([1,2],), dict(shots=(5,)), 'falling'), (([1,2],), dict(cuts=(2,1)), 'rising'), (([1,2],), dict(cuts=(0,3)), '2 classes')])
+def test_bad_shot_groups_are_refused(args, kw, msg):
+    for f in (shot_groups, ShotAccuracy):
+        with pytest.raises(ValueError, match=msg): f(*args, **kw)
+
+@pytest.mark.filterwarnings('ignore:y_pred contains classes')
+@pytest.mark.parametrize('absent,bs', [((), 150), ((2,), 32), ((0,4), 7)])
+def test_learner_reports_groups_and_calibration(absent, bs):
+    logits,probs,targs = _data(11, absent=absent)
+    counts = [500,60,150,10,5]
+    metrics = [ShotAccuracy(counts, 'many'), ShotAccuracy(counts, 'medium'), ShotAccuracy(counts), ECE(), ECE(bins=5), MacroAUPRC()]
+    dl = DataLoader(list(zip(torch.tensor(logits).float(), torch.tensor(targs))), bs=bs)
+    model = nn.Linear(5, 5, bias=False)
+    model.weight.data = torch.eye(5)
+    learn = Learner(DataLoaders(dl, dl), model, loss_func=CrossEntropyLossFlat(), metrics=metrics, cbs=Recorder())
+    recall = skm.recall_score(targs, probs.argmax(1), labels=range(5), average=None, zero_division=np.nan)
+    want = [np.nanmean(recall[[0,2]]), recall[1], np.nanmean(recall[[3,4]]), ece(probs, targs), ece(probs, targs, 5), macro_auprc(probs, targs)]
+    np.testing.assert_allclose(learn.validate()[1:], want, atol=1e-5)
+    assert [m.name for m in metrics]==['many','medium','few','ece','ece','macro_auprc']
+
+def test_a_group_without_targets_is_nan_and_one_without_classes_refused():
+    m = ShotAccuracy([500,50,5], 'few')
+    assert math.isnan(m(torch.tensor([0,2]), torch.tensor([0,1]))) and m(torch.tensor([2,0]), torch.tensor([2,1]))==1
+    with pytest.raises(ValueError, match='the groups are many, few'): ShotAccuracy([500,5], 'medium')
+    with pytest.raises(ValueError, match="group='rare'"): ShotAccuracy([500,5], 'rare')
