@@ -7,14 +7,16 @@ Docs: https://balmix.github.io/balmix_fastai/datasets.html.md"""
 # %% auto #0
 __all__ = ['ImageSet', 'from_folder', 'from_csv', 'from_npz', 'digits_lt', 'read_images']
 
-# %% ../nbs/datasets.ipynb #593111bc
+# %% ../nbs/datasets.ipynb #bb48390c
 import os, random, warnings, numpy as np
+from copy import copy
 from concurrent.futures import ThreadPoolExecutor
 from csv import reader as csv_reader
+from itertools import combinations
 from pathlib import Path
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from zipfile import BadZipFile
 from fastcore.basics import ifnone, patch
 from fastcore.foundation import L
@@ -37,19 +39,33 @@ class ImageSet:
         vocab, # Names of the classes, length K; their order is that of the ids
         names=None, # An id for each item, as predictions will list it; `None` takes the path, or 'train/17' for arrays
         splits:dict|None=None, # Item indices of 'train', and if there are such parts of 'valid' and 'test'; `None`: all 'train'
-        ordinal:bool=False # Does the order of the classes mean something, as it does for grades?
+        ordinal:bool=False, # Does the order of the classes mean something, as it does for grades?
+        groups=None # What each image was taken of (patient, lesion, video), shape (N,); no division separates a group. `None`: unknown
     ):
         self.items,self.labels,self.vocab,self.ordinal = list(items),np.asarray(labels),[str(o) for o in vocab],ordinal
-        splits = ifnone(splits, dict(train=range(len(self.items))))
-        self.splits = {k: np.asarray(splits[k], dtype=np.int64) for k in _parts if len(splits.get(k, ()))}
-        _complain("splits has unknown parts", [k for k in splits if k not in _parts], f"Parts are {', '.join(_parts)}.")
+        self.splits = _as_splits(ifnone(splits, dict(train=range(len(self.items)))))
         self.names = list(names) if names is not None else _names(self.items, self.splits)
+        self.groups = None if groups is None else _as_groups(groups, self.names)
         self._check()
+        self._warn_shared()
 
     def __len__(self): return len(self.items)
     def __repr__(self):
         res = [f"{k} {len(i)} ({'/'.join(map(str, self.counts(k)))})" for k,i in self.splits.items()]
         return f"ImageSet of {len(self.vocab)} {'ordered ' if self.ordinal else ''}classes\n  " + '\n  '.join(res)
+
+# %% ../nbs/datasets.ipynb #93f847e1
+def _as_splits(splits):
+    _complain("splits has unknown parts", [k for k in splits if k not in _parts], f"Parts are {', '.join(_parts)}.")
+    return {k: np.asarray(splits[k], dtype=np.int64) for k in _parts if len(splits.get(k, ()))}
+
+def _as_groups(groups, names):
+    "Groups as an array of strings, none of them missing"
+    shape = np.shape(groups := list(groups))
+    if shape!=(len(names),): raise ValueError(f"groups has the shape {shape}, but there are {len(names)} items; pass one group per item.")
+    res = np.array([str(o).strip() for o in groups])
+    _complain("Images without a group", [n for n,g in zip(names, res) if g.lower() in ('', 'nan', 'none')], "Give each of them a group of its own.")
+    return res
 
 def _names(items, splits):
     "Names for `items`: paths, or their place within their part"
@@ -75,7 +91,8 @@ def _check(self:ImageSet):
     n,k = len(self.items),len(self.vocab)
     if self.labels.shape!=(n,) or len(self.names)!=n:
         raise ValueError(f"{n} items come with labels of shape {self.labels.shape} and {len(self.names)} names; pass one label and one name per item.")
-    if not n or not len(self.splits.get('train', ())): raise ValueError("there is no training image; pass at least one per class.")
+    if not n or 'train' not in self.splits and list(self.splits)!=['test']:
+        raise ValueError("there is no training image; pass at least one per class, or a test part alone.")
     if self.labels.dtype.kind not in 'iu': raise ValueError(f"labels holds {self.labels.dtype} values; pass integer class ids 0..{k-1}.")
     self.labels = self.labels.astype(np.int64)
     if len(set(self.vocab))<k: raise ValueError(f"vocab names a class twice: {self.vocab}.")
@@ -85,6 +102,7 @@ def _check(self:ImageSet):
     if idx.min()<0 or idx.max()>=n: raise ValueError(f"splits holds the index {idx.max() if idx.max()>=n else idx.min()}; indices run from 0 to {n-1}.")
     twice = np.flatnonzero(np.bincount(idx, minlength=n)>1)
     _complain("Images that are in more than one part, or twice in one", [self.names[i] for i in twice], "Each image may be in one part once.")
+    if 'train' not in self.splits: return
     have = self.counts()>0
     if have.sum()<2:
         only = ', '.join(v for v,h in zip(self.vocab, have) if h)
@@ -93,14 +111,50 @@ def _check(self:ImageSet):
     _complain("Labels that training never has", [f"{self.vocab[self.labels[i]]!r} of {self.names[i]}" for i in new],
         "Move images of the class into the training part, or leave the class out.")
 
+# %% ../nbs/datasets.ipynb #8bbfe770
+@patch
+def shared_groups(self:ImageSet
+)->dict: # (part, part): sorted groups with images in both; pairs of parts that share none are left out
+    "Groups that are in more than one part"
+    if self.groups is None: return {}
+    has = {k: set(self.groups[idx].tolist()) for k,idx in self.splits.items()}
+    pairs = {(a,b): sorted(has[a]&has[b]) for a,b in combinations(self.splits, 2)}
+    return {k:v for k,v in pairs.items() if v}
+
+@patch
+def _warn_shared(self:ImageSet):
+    lines = []
+    for (a,b),gs in self.shared_groups().items():
+        n = np.isin(self.groups[self.splits[b]], gs).sum()
+        some = ', '.join(gs[:3] + ['...'][:len(gs)-3])
+        lines.append(f"{len(gs)} in {a} and {b}, with {n} of the {len(self.splits[b])} images of {b}: {some}")
+    remedy = "drop_shared() removes them from training."
+    if lines: warnings.warn(f"groups are shared between parts, so scores may be too high ({'; '.join(lines)}). {remedy}", stacklevel=3)
+
 # %% ../nbs/datasets.ipynb #03d7b4af
 @patch
 def with_parts(self:ImageSet,
     **splits # Item indices of `train`, `valid` and `test`; parts that are not named are empty
 )->ImageSet: # The same images, otherwise divided
     "The same images with other parts"
-    return ImageSet(self.items, self.labels, self.vocab, self.names, splits, self.ordinal)
+    res = self._divided(splits)
+    res._warn_shared()
+    return res
 
+@patch
+def _divided(self:ImageSet, splits):
+    res = copy(self)
+    res.splits = _as_splits(splits)
+    res._check()
+    return res
+
+@patch
+def _pooled(self:ImageSet):
+    "Indices of training and validation together"
+    if 'train' not in self.splits: raise ValueError("this set has only a test part; there is nothing to train on and to divide.")
+    return np.sort(np.concatenate([self.splits[k] for k in ('train', 'valid') if k in self.splits]))
+
+# %% ../nbs/datasets.ipynb #6f86d076
 @patch
 def with_valid(self:ImageSet,
     pct:float=.2, # Share of each class's training images that goes to validation, in (0,1)
@@ -111,14 +165,27 @@ def with_valid(self:ImageSet,
     if not 0<pct<1: raise ValueError(f"pct={pct} must lie between 0 and 1; .2 is a fifth of the training images.")
     if 'valid' in self.splits and not pool: raise ValueError("this set has a validation part already; use that, or pass pool=True to divide anew.")
     idx,rng = self._pooled(),np.random.default_rng(seed)
-    groups = [rng.permutation(idx[self.labels[idx]==k]) for k in range(len(self.vocab))]
-    cuts = [min(round(len(g)*pct), max(len(g)-1, 0)) for g in groups]
-    if not sum(cuts): raise ValueError(f"pct={pct} of {[len(g) for g in groups]} images per class rounds to no validation image; raise pct.")
-    parts = dict(train=np.sort(np.concatenate([g[c:] for g,c in zip(groups, cuts)])), valid=np.sort(np.concatenate([g[:c] for g,c in zip(groups, cuts)])))
-    return self.with_parts(**{**self.splits, **parts})
+    n = np.bincount(self.labels[idx], minlength=len(self.vocab))
+    want = np.array([min(round(c*pct), max(c-1, 0)) for c in n.tolist()])
+    if not want.sum(): raise ValueError(f"pct={pct} of {n.tolist()} images per class rounds to no validation image; raise pct.")
+    if self.groups is None: chosen = np.concatenate([rng.permutation(idx[self.labels[idx]==k])[:c] for k,c in enumerate(want)])
+    else: chosen = self._choose_groups(idx, n, pct, rng)
+    if not len(chosen): raise ValueError(f"pct={pct} is less than any group of images; raise pct, or pass fewer images per group.")
+    return self._divided({**self.splits, 'train':np.setdiff1d(idx, chosen), 'valid':np.sort(chosen)})
 
+# %% ../nbs/datasets.ipynb #5e4ddbe8
 @patch
-def _pooled(self:ImageSet): return np.sort(np.concatenate([self.splits[k] for k in ('train', 'valid') if k in self.splits]))
+def _choose_groups(self:ImageSet, idx, n, pct, rng):
+    "Items of whole groups, in random order, each taken if it brings the class counts nearer to `pct` of `n`, and no class loses its last image"
+    _,ids = np.unique(self.groups[idx], return_inverse=True)
+    by_group = np.split(idx[np.argsort(ids, kind='stable')], np.cumsum(np.bincount(ids))[:-1])
+    have,chosen,off = np.zeros_like(n),[idx[:0]],lambda have: ((have-pct*n)**2/np.maximum(n, 1)).sum()
+    for g in rng.permutation(len(by_group)):
+        new = have+np.bincount(self.labels[by_group[g]], minlength=len(n))
+        if off(new)<off(have) and (new<n)[new>have].all():
+            have = new
+            chosen.append(by_group[g])
+    return np.concatenate(chosen)
 
 # %% ../nbs/datasets.ipynb #f9fdc178
 @patch
@@ -130,13 +197,31 @@ def folds(self:ImageSet,
     idx = self._pooled()
     n = np.bincount(self.labels[idx], minlength=len(self.vocab))
     if k<2: raise ValueError(f"k={k} must be 2 or more; for one division use with_valid.")
-    _complain("Classes with a single image", [v for v,c in zip(self.vocab, n) if c==1], "In one of the folds training would not have them; leave them out.")
+    remedy = "In one of the folds training would not have them; leave them out."
+    _complain("Classes with a single image", [v for v,c in zip(self.vocab, n) if c==1], remedy)
     if n.max()<k: raise ValueError(f"k={k} is more than the {n.max()} images of the largest class.")
-    skf = StratifiedKFold(k, shuffle=True, random_state=seed)
+    groups = None if self.groups is None else self.groups[idx]
+    skf = (StratifiedKFold if groups is None else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
+    if groups is not None:
+        kinds = [len(set(groups[self.labels[idx]==c])) for c in range(len(self.vocab))]
+        _complain("Classes whose images are of a single group", [v for v,c in zip(self.vocab, kinds) if c==1], remedy)
+        if k>len(set(groups)): raise ValueError(f"k={k} is more than the {len(set(groups))} groups, which are not divided.")
     with warnings.catch_warnings(): # a class rarer than k is missing from some validation parts, which the docs say
         warnings.filterwarnings('ignore', message='The least populated class')
-        cuts = list(skf.split(idx, self.labels[idx]))
-    return [self.with_parts(**{**self.splits, 'train':idx[a], 'valid':idx[b]}) for a,b in cuts]
+        cuts = list(skf.split(idx, self.labels[idx], groups))
+    lost = [f"no {v} to train on in fold {i}" for i,(a,_) in enumerate(cuts) for c,v in enumerate(self.vocab) if n[c] and not (self.labels[idx[a]]==c).any()]
+    lost += [f"fold {i} is empty" for i,(_,b) in enumerate(cuts) if not len(b)]
+    _complain(f"Whole groups do not go into k={k} folds", lost, "Pass another seed, or a smaller k.")
+    return [self._divided({**self.splits, 'train':idx[a], 'valid':idx[b]}) for a,b in cuts]
+
+# %% ../nbs/datasets.ipynb #e750d300
+@patch
+def drop_shared(self:ImageSet
+)->ImageSet: # The same images in smaller parts; 'test' stays as it is
+    "Take out of 'train' what shares a group with 'valid' or 'test', and out of 'valid' what shares one with 'test'"
+    if self.groups is None: raise ValueError("this set has no groups; pass groups= when it is made.")
+    later = lambda k: np.concatenate([idx for p,idx in self.splits.items() if _parts.index(p)>_parts.index(k)] or [self.splits[k][:0]])
+    return self._divided({k: idx[~np.isin(self.groups[idx], self.groups[later(k)])] for k,idx in self.splits.items()})
 
 # %% ../nbs/datasets.ipynb #7351846f
 def _rgb(o):
@@ -156,19 +241,22 @@ def dataloaders(self:ImageSet,
     workers:int=0, # Worker processes that load images
     normalize:bool=True, # Subtract ImageNet's mean and divide by its standard deviation?
     seed:int|None=None, # Seed of the order of training images; `None` takes one from Python's global generator
-    device=None # Device of the batches; `None` takes fastai's default
+    device=None, # Device of the batches; `None` takes fastai's default
+    item_tfms=None # fastai item transforms instead of squeezing to `size`, such as `Resize(224)`; they must make all images one size
 )->DataLoaders: # Loaders of the parts 'train' and 'valid'
     "fastai `DataLoaders` of images and categories, with `vocab` in the order given"
+    if 'train' not in self.splits: raise ValueError("this set has only a test part; there is nothing to train on. Use test_dl with the loaders of another set.")
+    if size is not None and item_tfms is not None: raise ValueError(f"size={size} and item_tfms both say how images become one size; pass one of them.")
     if 'valid' not in self.splits: raise ValueError("this set has no validation part; make one with with_valid() or folds().")
     train,valid = self._pairs('train'),self._pairs('valid')
     if len(train)<bs: raise ValueError(f"bs={bs} is more than the {len(train)} training images, so there would be no full batch; pass a smaller bs.")
     shapes = sorted({o.shape for o,_ in train+valid if isinstance(o, np.ndarray)})
-    if size is None and len(shapes)>1: raise ValueError(f"images have different shapes, such as {shapes[0]} and {shapes[1]}; pass size=.")
+    if size is None and item_tfms is None and len(shapes)>1: raise ValueError(f"images have different shapes, such as {shapes[0]} and {shapes[1]}; pass size=.")
     norm = [Normalize.from_stats(*imagenet_stats, cuda=False)] if normalize else []
     block = DataBlock((ImageBlock, CategoryBlock(vocab=self.vocab, sort=False)), get_x=ItemGetter(0), get_y=ItemGetter(1),
         splitter=IndexSplitter(list(range(len(train), len(train)+len(valid)))),
-        item_tfms=Resize(size, method='squish') if size else None, batch_tfms=[*L(tfms), *norm])
-    dls = block.dataloaders(train+valid, bs=bs, num_workers=workers, device=device)
+        item_tfms=Resize(size, method='squish') if size else item_tfms, batch_tfms=[*L(tfms), *norm])
+    dls = block.dataloaders(L(train+valid), bs=bs, num_workers=workers, device=device)
     for tl in dls.train.dataset.tls + dls.valid.dataset.tls: tl.splits = L(slice(None), []) # fastai's default; an export then keeps no list of indices
     if seed is not None: dls.train.rng = random.Random(seed)
     return dls
