@@ -164,9 +164,9 @@ def optimizer(
     mom:float=.9 # Momentum of sgd; Galdran et al.'s code has 0
 )->dict: # `opt_func` and `moms` for a `Learner`
     "An optimiser by name"
-    if name=='adam': return dict(opt_func=Adam)
-    if name!='sgd': raise ValueError(f"opt={name!r} must be adam or sgd.")
+    if name not in ('adam','sgd'): raise ValueError(f"opt={name!r} must be adam or sgd.")
     if not 0<=mom<1: raise ValueError(f"mom={mom} must be 0 or more and less than 1.")
+    if name=='adam': return dict(opt_func=Adam)
     return dict(opt_func=partial(SGD, mom=mom), moms=(mom,)*3)
 
 def fit_schedule(

@@ -1,12 +1,12 @@
-"Checkpoints, resumed runs and the comparison of arms."
+"Checkpoints, and runs that are resumed, chosen and measured."
 import numpy as np, pandas as pd, pytest, torch
-from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, ValueMetric, noop, nn, set_seed
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, ValueMetric, noop, nn, set_seed
 from fastai.callback.all import ProgressCallback
 from torch.utils.data import TensorDataset
 from balmix_fastai.data import get_labels, stream_probs
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai.sampling import class_probs, mixup_prior
-from balmix_fastai.study import Checkpoint, arms, check_run, format_summary, resample, run_arm, run_arms, summarise, train_run
+from balmix_fastai.run import Checkpoint, check_run, make_loss, resample, train_run
 
 @pytest.fixture(scope='module')
 def digits(): return read_images('digits')
@@ -59,7 +59,10 @@ def test_resample(digits, sampling, q):
     assert np.allclose(stream_probs(dls.train, digits.counts(), get_labels(dls)), class_probs(digits.counts(), q)) and len(cbs)==(sampling=='progressive')
 
 @pytest.mark.parametrize('kw,says', [(dict(arch='resnet19'), 'resnet1'), (dict(sampling='x'), 'instance, class'), (dict(loss='x'), 'focal'), (dict(metric='x'), 'mcc'),
-    (dict(metric='quadratic_kappa'), 'mcc'), (dict(tta='x'), 'hv')])
+    (dict(metric='quadratic_kappa'), 'mcc'), (dict(tta='x'), 'hv'), (dict(augment='x'), 'paper'), (dict(opt='x'), 'sgd'), (dict(schedule='x'), 'plateau'),
+    (dict(head='x'), 'linear'), (dict(epochs=0), 'epochs=0'), (dict(epochs=2.5), 'epochs=2.5'), (dict(bs=0), 'bs=0'), (dict(alpha=-.1), 'alpha=-0.1'),
+    (dict(mixup=float('nan')), 'mixup=nan'), (dict(alpha=.1, mixup=.1), 'mix twice'), (dict(lr=0), 'lr=0'), (dict(lr='fast'), "lr='fast'"), (dict(mom=1), 'mom=1'), (dict(wd=-1), 'wd=-1'),
+    (dict(arch='small_cnn', pretrained=True), 'no weights'), (dict(alhpa=.2), 'alhpa'), (dict(data=1), 'data')])
 def test_bad_settings(kw, says):
     with pytest.raises(ValueError, match=says): check_run(**kw)
 
@@ -68,39 +71,80 @@ def test_bad_settings_write_nothing(digits, tmp_path):
         with pytest.raises(ValueError): train_run(digits, tmp_path/'run', **{'arch':'test_resnet', **kw})
     assert not (tmp_path/'run').exists()
 
-def test_arms_are_what_they_say(digits):
-    "Metrics follow from the recalls on the balanced test part, and the label mass from the formulas"
-    n = digits.counts()
-    want = dict(zip(arms, [class_probs(n), class_probs(n, 0), class_probs(n), mixup_prior(n, .2)]))
-    for name in arms:
-        metrics,recall,mass = run_arm(digits, name, 0, epochs=1)
-        assert metrics['accuracy']==pytest.approx(recall.mean()) and np.allclose(mass, want[name])
-
-def test_runs_repeat(digits): assert run_arm(digits, 'Balanced-MixUp', 3, epochs=1)[0]==run_arm(digits, 'Balanced-MixUp', 3, epochs=1)[0]
-
-def test_summary_is_mean_and_sd(digits, tmp_path):
-    runs,recalls,_ = run_arms(digits, seeds=2, out=tmp_path/'runs.csv', epochs=1)
-    s = summarise(runs)
-    for name in arms:
-        v = runs[runs.arm==name].mcc
-        assert s.loc[name, ('mcc','mean')]==pytest.approx(v.mean()) and s.loc[name, ('mcc','sd')]==pytest.approx(np.std(v, ddof=1))
-        assert recalls[name].shape==(2,10)
-    assert list(s.index)==list(arms)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'runs.csv'), runs)
-    assert '±' not in format_summary(summarise(runs[runs.seed==0])).iloc[0,0]
-
 def test_training_learns_what_can_be_learned(tmp_path):
     "Two classes of plain black and white images: all right after a few epochs"
     ims = ImageSet([np.full((8,8), 250*k, np.uint8) for k in [0]*40+[1]*8], [0]*40+[1]*8, ['black','white']).with_valid(.25)
-    res = train_run(ims, tmp_path, arch='test_resnet', epochs=4, lr=5e-3, bs=12, size=32, augment=False, tta='none')
+    res = train_run(ims, tmp_path, arch='test_resnet', epochs=4, lr=5e-3, bs=12, size=32, augment='none', tta='none')
     assert res['valid']['balanced_accuracy']==1 and not (tmp_path/'models').exists()
 
 def test_the_chosen_weights_are_the_ones_measured(digits, tmp_path):
     "With the best weights exchanged for ones that give every class the same score, the measured probabilities are all alike"
-    kw = dict(arch='test_resnet', epochs=1, lr=5e-3, bs=64, size=32, augment=False, tta='none')
+    kw = dict(arch='test_resnet', epochs=1, lr=5e-3, bs=64, size=32, augment='none', tta='none')
     train_run(digits, tmp_path, **kw)
     best = torch.load(tmp_path/'best.pth')
     torch.save({k: torch.zeros_like(v) if k==list(best)[-1] else v for k,v in best.items()}, tmp_path/'best.pth')
     train_run(digits, tmp_path, resume=True, **kw)
     p = pd.read_csv(tmp_path/'predictions.csv').filter(like='p_')
     assert np.allclose(p, .1)
+
+def small(digits, out, **kw):
+    return train_run(digits, out, **{**dict(arch='small_cnn', epochs=2, lr=5e-3, bs=64, size=None, augment='none', tta='none', keep=False, progress=False), **kw})
+
+@pytest.mark.parametrize('kw,want', [(dict(alpha=.2), lambda n: mixup_prior(n, .2)), (dict(alpha=0.), class_probs), (dict(alpha=0., sampling='class'), lambda n: class_probs(n, 0)),
+    (dict(alpha=0., mixup=.2), class_probs)])
+def test_label_mass_is_the_formula(digits, tmp_path, kw, want):
+    assert np.allclose(small(digits, tmp_path, epochs=1, **kw)['label_mass'], want(digits.counts()))
+
+def test_loader_processes_change_nothing(digits, tmp_path):
+    "With augmentation, re-sampling and mixing: equal logs and predictions with 0 and 2 workers, and again"
+    for out,workers in (('a',0), ('b',2), ('c',0)): small(digits, tmp_path/out, alpha=.2, sampling='sqrt', augment='fastai', seed=3, workers=workers)
+    for name in ('log.csv','predictions.csv'):
+        a,b,c = (pd.read_csv(tmp_path/o/name) for o in 'abc')
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+        pd.testing.assert_frame_equal(a, c, check_exact=True)
+
+def test_runs_repeat_and_seeds_differ(digits, tmp_path):
+    res = [small(digits, tmp_path/str(i), alpha=0., mixup=.2, seed=s)['test'] for i,s in enumerate((1,1,2))]
+    assert res[0]==res[1]!=res[2]
+
+def test_last_is_the_last_epoch(digits, tmp_path):
+    "Weights of the last epoch even where an earlier one was better"
+    ckpt,learn = Checkpoint(tmp_path, 'last'),tiny(ValueMetric(lambda: -1., 'm'))
+    learn.fit(3, 1e-2, cbs=ckpt)
+    assert ckpt.best_epoch==2 and torch.equal(torch.load(tmp_path/'best.pth')['weight'], learn.model.weight)
+
+def test_what_is_not_kept_is_gone(digits, tmp_path):
+    small(digits, tmp_path)
+    assert sorted(o.name for o in tmp_path.iterdir())==['log.csv','metrics.json','predictions.csv']
+
+@pytest.mark.parametrize('schedule', ['one_cycle','step','plateau'])
+def test_every_schedule_resumes_exactly(digits, tmp_path, schedule):
+    kw = dict(alpha=.2, epochs=5, lr=.05, schedule=schedule, opt='sgd', mom=.5, metric='mcc')
+    class Stop(Callback):
+        order = 70
+        def after_epoch(self):
+            if self.epoch==2: raise KeyboardInterrupt
+    small(digits, tmp_path/'whole', **kw)
+    with pytest.raises(KeyboardInterrupt): small(digits, tmp_path/'cut', cbs=Stop(), **kw)
+    small(digits, tmp_path/'cut', resume=True, **kw)
+    for name in ('log.csv','predictions.csv'):
+        pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path/o/name) for o in ('whole','cut')), check_exact=True)
+
+def test_plateau_ends_early_and_says_so(digits, tmp_path):
+    "A learning rate too small to learn with: training ends at the third fall, counted by hand"
+    res = small(digits, tmp_path, alpha=0., epochs=40, lr=1e-9, opt='sgd', schedule='plateau', metric='mcc')
+    best,bad,falls = -1,0,[]
+    for i,v in enumerate(pd.read_csv(tmp_path/'log.csv').mcc):
+        best,bad = (v,0) if v>best else (best,bad+1)
+        if bad==3:
+            bad = 0
+            falls.append(i)
+    assert len(falls)==3 and res['epochs']==falls[-1]+1<40
+
+def test_class_balanced_loss_against_the_formula():
+    n = np.array([5000,100,0,7])
+    w = np.where(n>0, (1-.9999)/np.maximum(1-.9999**n, 1e-12), 0)
+    loss = make_loss('class_balanced', n)
+    x,y = torch.randn(16,4,generator=torch.Generator().manual_seed(0)),torch.tensor([0,1,3,0]*4)
+    want = torch.nn.functional.cross_entropy(x, y, weight=torch.tensor(w, dtype=torch.float))
+    assert torch.allclose(loss(x, y), want) and loss.func.weight.mean()==pytest.approx(1)
