@@ -5,5 +5,10 @@ from .data import *
 from .mixup import *
 from .schedule import *
 from .tta import *
+from .report import *
 from .datasets import *
+from .layouts import *
+from .protocol import *
+from .run import *
+from .tables import *
 from .study import *

@@ -4,9 +4,10 @@ import numpy as np, pandas as pd, pytest, sklearn.metrics as skm
 from fastai.basics import load_learner
 from fastcore.script import CliError
 from PIL import Image
-from balmix_fastai.cli import balmix_demo, balmix_train
+from balmix_fastai.cli import balmix_demo, balmix_study, balmix_train
 
-fast = dict(arch='test_resnet', epochs=2, size=32, bs=8, lr='0.005', no_augment=True, tta='none')
+fast = dict(arch='test_resnet', epochs=2, size=32, bs=8, lr='0.005', augment='none', tta='none')
+study_files = 'classes.png figure.png pairs.csv recalls.csv report.md results.json runs.csv summary.csv'.split()
 written = 'best.pth config.json confusion_valid.png export.pkl log.csv metrics.json predictions.csv state.pth'.split()
 
 def picture(path, k, rng):
@@ -93,9 +94,9 @@ def test_options_reach_the_run(folder, tmp_path):
     assert json.loads((tmp_path/'b'/'metrics.json').read_text())['lr']==json.loads((tmp_path/'b'/'lr.json').read_text())
 
 @pytest.mark.parametrize('kw,says', [
-    (dict(arch='mobilnet_v2'), 'mobilnet_v2'), (dict(alpha=-1.), '--alpha'), (dict(alpha=float('nan')), '--alpha'), (dict(sampling='often'), 'often'),
-    (dict(loss='mse'), 'mse'), (dict(epochs=0), '--epochs'), (dict(lr='fast'), '--lr'), (dict(lr='-1'), '--lr'), (dict(lr='0'), '--lr'), (dict(lr='nan'), '--lr'), (dict(sampling='nan'), 'nan'), (dict(metric='kappa'), 'kappa'),
-    (dict(folds=1), '--folds'), (dict(bs=64), '--bs'), (dict(valid_pct=1.), '--valid-pct'), (dict(valid_pct=.3, folds=2), 'no effect'), (dict(seed=-1), '--seed'), (dict(tta='x'), 'tta='), (dict(images='x'), '--images'),
+    (dict(arch='mobilnet_v2'), 'mobilnet_v2'), (dict(alpha=-1.), 'alpha=-1'), (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixup=.2), 'mix twice'), (dict(sampling='often'), 'often'),
+    (dict(loss='mse'), 'mse'), (dict(epochs=0), 'epochs=0'), (dict(lr='fast'), 'lr='), (dict(lr='-1'), 'lr='), (dict(lr='0'), 'lr='), (dict(lr='nan'), 'lr='), (dict(sampling='nan'), 'nan'), (dict(metric='kappa'), 'kappa'),
+    (dict(augment='x'), 'augment='), (dict(schedule='x'), 'plateau'), (dict(folds=1), '--folds'), (dict(bs=64), '--bs'), (dict(valid_pct=1.), '--valid-pct'), (dict(valid_pct=.3, folds=2), 'no effect'), (dict(seed=-1), '--seed'), (dict(tta='x'), 'tta='), (dict(images='x'), '--images'),
     (dict(resume=True, overwrite=True), 'exclude'), (dict(resume=True), 'holds no run')])
 def test_bad_options(folder, tmp_path, kw, says):
     with pytest.raises(CliError, match=says): balmix_train(folder, out=tmp_path/'run', **{**fast, **kw})
@@ -169,10 +170,12 @@ def test_resuming_folds_keeps_what_is_done(folder, tmp_path):
 def test_demo_writes_what_it_prints(tmp_path, capsys):
     balmix_demo(epochs=1, seeds=2, out=tmp_path/'demo')
     runs,out = pd.read_csv(tmp_path/'demo'/'runs.csv'),capsys.readouterr().out
-    assert files(tmp_path/'demo')==['figure.png','runs.csv','summary.csv'] and len(runs)==8
+    assert files(tmp_path/'demo')==study_files and len(runs)==8
     r = runs[runs.arm=='Balanced-MixUp'].mcc
     assert f'{100*r.mean():.1f} ± {100*r.std(ddof=1):.1f}' in out
     assert runs.groupby('arm').mcc.nunique().eq(2).all()
+    balmix_demo(epochs=2, seeds=1, out=tmp_path/'demo')
+    assert len(pd.read_csv(tmp_path/'demo'/'runs.csv'))==4
 
 def test_demo_of_a_folder(folder, tmp_path):
     balmix_demo(folder, epochs=1, seeds=1, out=tmp_path/'demo')
@@ -182,7 +185,35 @@ def test_demo_refuses(tmp_path):
     with pytest.raises(CliError, match='--seeds'): balmix_demo(seeds=0, out=tmp_path/'demo')
     with pytest.raises(CliError, match='nothing_here'): balmix_demo('nothing_here', out=tmp_path/'demo')
 
-@pytest.mark.parametrize('cmd', ['balmix-demo','balmix-train'])
+quick = dict(arms='instance, Balanced-MixUp .2', seeds=2, set='epochs=2')
+
+def test_study_reports_what_it_ran(tmp_path, capsys):
+    res = balmix_study('digits', out=tmp_path/'s', **quick)
+    assert files(tmp_path/'s')==sorted([*study_files, 'predictions.npz']) and len(res.runs)==4
+    r = pd.read_csv(tmp_path/'s'/'runs.csv').query("arm=='instance'").balanced_accuracy
+    assert f'{100*r.mean():.1f} ± {100*r.std(ddof=1):.1f}' in capsys.readouterr().out
+    for run in (tmp_path/'s'/'runs').iterdir(): assert len(pd.read_csv(run/'log.csv'))==2
+
+def test_study_tells_of_failed_runs_and_does_the_others(tmp_path, monkeypatch):
+    import balmix_fastai.study as st
+    train = st.train_run
+    def fails(data, out, alpha, seed, **kw):
+        if alpha and seed: raise RuntimeError('out of memory')
+        return train(data, out, alpha=alpha, seed=seed, **kw)
+    monkeypatch.setattr(st, 'train_run', fails)
+    with pytest.raises(CliError, match=r'Balanced-MixUp .2, seed 1, fold 0: RuntimeError: out of memory'): balmix_study('digits', out=tmp_path/'s', **quick)
+    assert len(pd.read_csv(tmp_path/'s'/'runs.csv'))==3
+    monkeypatch.undo()
+    balmix_study('digits', out=tmp_path/'s', **quick)
+    assert len(pd.read_csv(tmp_path/'s'/'runs.csv'))==4 and not list((tmp_path/'s').rglob('error.txt'))
+
+@pytest.mark.parametrize('kw,says', [(dict(study='x'), 'bundled'), (dict(arms='x'), 'is not an arm'), (dict(set='epochs'), 'key=value'), (dict(set='lr=-1'), 'lr=-1'),
+    (dict(jobs=0), 'jobs=0'), (dict(data='x'), 'no use'), (dict(study='cifar10-lt'), 'path of your copy'), (dict(report=True), 'no finished run'), (dict(seeds=0), 'seeds')])
+def test_study_refuses(tmp_path, kw, says):
+    with pytest.raises(CliError, match=says): balmix_study(**{**dict(study='digits', out=tmp_path/'s'), **kw})
+    assert not (tmp_path/'s').exists()
+
+@pytest.mark.parametrize('cmd', ['balmix-demo','balmix-train','balmix-study'])
 def test_help(cmd):
     out = subprocess.run([command(cmd), '--help'], capture_output=True, text=True)
     assert out.returncode==0 and '--seed' in out.stdout

@@ -1,0 +1,176 @@
+"Studies: what they refuse, that they repeat, resume, share work, and survive a run that dies."
+import json, multiprocessing, os, signal, subprocess, sys, time
+import numpy as np, pandas as pd, pytest, yaml
+from filelock import FileLock
+from balmix_fastai.datasets import ImageSet, read_images
+from balmix_fastai.study import Run, Study, read_study, studies
+
+fast = dict(arch='small_cnn', epochs=1, lr=5e-3, size=None, augment='none', tta='none')
+arms = {'instance': {}, 'Balanced-MixUp .2': dict(alpha=.2)}
+
+@pytest.fixture(scope='module')
+def digits(): return read_images('digits')
+
+@pytest.fixture(scope='module')
+def grouped():
+    "60 images of 2 classes, 20 patients with 3 images each, without any division"
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(20)%4==0, 3).astype(int)
+    return ImageSet([np.clip(rng.normal(80+80*k, 30, (8,8)), 0, 255).astype(np.uint8) for k in y], y, ['healthy','ill'], groups=np.repeat(np.arange(20), 3))
+
+def predictions(out): return {o.parent.name: pd.read_csv(o) for o in sorted(out.glob('runs/*/predictions.csv'))}
+
+@pytest.mark.parametrize('kw,says', [(dict(arms={}), 'arms is empty'), (dict(reference='x'), "reference='x'"), (dict(seeds=0), 'seeds'), (dict(seeds=[1,1]), 'seeds'), (dict(seeds=[-1]), 'seeds'),
+    (dict(arms={'a':dict(alpha=-1)}), "arm 'a': alpha=-1"), (dict(arms={'a':dict(alpah=1)}), "arm 'a': 'alpah'"), (dict(arms={'A b':{}, 'a-b':{}}), 'same folder'),
+    (dict(folds=3), 'test part'), (dict(valid_pct=.1), 'no effect'), (dict(centre='mode'), 'centre'), (dict(protocol=dict(fast, bs=400)), 'bs=400 is more than the 341'),
+    (dict(protocol=dict(fast, metric='quadratic_kappa')), 'quadratic_kappa')])
+def test_refuses(digits, kw, says):
+    with pytest.raises(ValueError, match=says): Study(digits, **{**dict(arms=arms, protocol=fast), **kw})
+
+def test_every_bundled_study_can_be_built(digits, data_dir, monkeypatch):
+    "Its arms, protocol and table, on stand-ins of a small set where the data is the user's"
+    import balmix_fastai.study as st
+    monkeypatch.setenv('BALMIX_DATA', str(data_dir))
+    assert set(studies)=={'digits','retinamnist','cifar10-lt','isic2019-lt','paper-eyepacs','paper-kvasir'}
+    read = st.read_layout
+    def stand_in(name, path=None, **kw):
+        if name in ('digits','retinamnist'): return read(name, path, **kw)
+        splits = dict(train=np.arange(100)) if name in ('hyper_kvasir','cifar_lt') else dict(train=np.arange(100), valid=np.arange(100,120), test=np.arange(120,140))
+        if name=='cifar_lt': splits = dict(train=np.arange(1000), test=np.arange(1000,1010))
+        n = max(map(max, splits.values()))+1
+        return ImageSet([np.zeros((8,8), np.uint8)]*n, np.arange(n)%2, ['a','b'], splits=splits, ordinal=name=='eyepacs')
+    monkeypatch.setattr(st, 'read_layout', stand_in)
+    for name in studies:
+        s = read_study(name, None if name in ('digits','retinamnist') else 'x')
+        assert len(s.arms)==9 and s.reference=='instance' and s.arms['instance']['alpha']==0
+        assert [o['alpha'] for a,o in s.arms.items() if a.startswith('Balanced')]==[.1,.2,.3]
+        for net,rows in s.paper.items():
+            assert set(rows)<=set(s.arms) and all(len(v)==len(s.table) for v in rows.values())
+    assert len(read_study('paper-kvasir', 'x').sets)==5
+
+def test_yaml_of_ones_own(tmp_path):
+    spec = dict(data=dict(read='digits', ratio=5, n_max=50), arms=dict(plain=None, mixed=dict(alpha=.3)), seeds=[3,7], protocol=fast)
+    (tmp_path/'mine.yml').write_text(yaml.safe_dump(spec))
+    s = read_study(tmp_path/'mine.yml', data_args=dict(ratio=2), epochs=4)
+    assert s.data.counts()[[0,9]].tolist()==[50,25] and s.runs[0]==Run('plain', 3, 0) and s.arms['mixed']['epochs']==4 and s.reference=='plain'
+    for bad,says in ((dict(arm={}), "'arm'"), (dict(data={}), 'what to read')):
+        (tmp_path/'bad.yml').write_text(yaml.safe_dump({**spec, **bad}))
+        with pytest.raises(ValueError, match=says): read_study(tmp_path/'bad.yml')
+
+def test_shared_work_gives_the_same_numbers(digits, tmp_path):
+    "One process; two processes with loader processes of their own; and again"
+    s = Study(digits, arms, fast, seeds=2)
+    for out,kw in (('a', {}), ('b', dict(jobs=2, workers=2)), ('c', {})): assert s.run(tmp_path/out, progress=False, **kw)=={}
+    a,b,c = (predictions(tmp_path/o) for o in 'abc')
+    assert len(a)==4
+    for k in a:
+        pd.testing.assert_frame_equal(a[k], b[k], check_exact=True)
+        pd.testing.assert_frame_equal(a[k], c[k], check_exact=True)
+
+def test_a_run_that_another_runner_does_is_left_to_it(digits, tmp_path):
+    s = Study(digits, arms, fast, seeds=1)
+    d = s._dir(tmp_path, s.runs[0])
+    d.mkdir(parents=True)
+    with FileLock(d/'.lock'):
+        assert subprocess.run([sys.executable, '-c', f"from filelock import FileLock; FileLock({str(d/'.lock')!r}).acquire(timeout=0)"], capture_output=True).returncode
+        assert s.run(tmp_path, progress=False)=={}
+    assert list(predictions(tmp_path))==[s._dir(tmp_path, s.runs[1]).name]
+    s.run(tmp_path, progress=False)
+    assert len(predictions(tmp_path))==2
+
+script = '''
+import sys
+from balmix_fastai.datasets import read_images
+from balmix_fastai.study import Study
+if __name__=='__main__':
+    out,jobs = sys.argv[1],int(sys.argv[2])
+    print(Study(read_images('digits'), {'instance': {}, 'mixed': dict(alpha=.2)}, dict(%s, epochs=8), seeds=2).run(out, jobs=jobs))
+''' % ', '.join(f'{k}={v!r}' for k,v in fast.items() if k!='epochs')
+
+def start(tmp_path, out, jobs=1):
+    (tmp_path/'go.py').write_text(script)
+    return subprocess.Popen([sys.executable, '-W', 'ignore', tmp_path/'go.py', tmp_path/out, str(jobs)], stdout=open(tmp_path/f'{out}.txt', 'a'), stderr=subprocess.STDOUT)
+
+def wait_for(f, p):
+    while p.poll() is None and not (res := f()): time.sleep(.02)
+    assert p.poll() is None
+    return res
+
+def test_killed_and_run_again_equals_uninterrupted(tmp_path):
+    "Killed in the middle of the second run: the first is not done again, the second goes on at its epoch"
+    p = start(tmp_path, 'cut')
+    wait_for(lambda: (tmp_path/'cut'/'runs'/'mixed-s0'/'state.pth').exists(), p)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    first = tmp_path/'cut'/'runs'/'instance-s0'/'metrics.json'
+    before,rows = first.stat().st_mtime_ns,len(pd.read_csv(tmp_path/'cut'/'runs'/'mixed-s0'/'log.csv'))
+    assert 1<=rows and not (tmp_path/'cut'/'runs'/'mixed-s0'/'metrics.json').exists()
+    for o in ('cut','whole'): assert start(tmp_path, o).wait()==0, (tmp_path/f'{o}.txt').read_text()
+    assert first.stat().st_mtime_ns==before
+    a,b = predictions(tmp_path/'cut'),predictions(tmp_path/'whole')
+    assert len(a)==4
+    for k in a: pd.testing.assert_frame_equal(a[k], b[k], check_exact=True)
+    for k in a: pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path/o/'runs'/k/'log.csv') for o in ('cut','whole')), check_exact=True)
+
+def test_a_process_that_dies_takes_only_its_run_with_it(tmp_path):
+    p = start(tmp_path, 'out', jobs=2)
+    state = wait_for(lambda: next((tmp_path/'out'/'runs').glob('*/state.pth'), None) if (tmp_path/'out'/'runs').exists() else None, p)
+    kids = [int(o) for o in subprocess.run(['ps','-o','pid=','--ppid',str(p.pid)], capture_output=True, text=True).stdout.split()]
+    kids = [o for o in kids if b'spawn_main' in open(f'/proc/{o}/cmdline','rb').read()]
+    os.kill(kids[0], signal.SIGKILL)
+    assert p.wait()==0
+    errors,done = list((tmp_path/'out').rglob('error.txt')),predictions(tmp_path/'out')
+    assert len(errors)==1 and 'status -9' in errors[0].read_text() and len(done)==3 and errors[0].parent.name not in done
+    assert errors[0].parent.name.split('-')[0] in (tmp_path/'out.txt').read_text()
+    assert start(tmp_path, 'out').wait()==0 and len(predictions(tmp_path/'out'))==4 and not list((tmp_path/'out').rglob('error.txt'))
+
+def test_two_runners_never_do_a_run_twice(tmp_path):
+    ps = [start(tmp_path, 'out') for _ in range(2)]
+    assert [p.wait() for p in ps]==[0,0]
+    assert len(predictions(tmp_path/'out'))==4
+    for o in (tmp_path/'out').rglob('log.csv'): assert pd.read_csv(o).epoch.tolist()==list(range(8))
+    lines = (tmp_path/'out.txt').read_text().count(': done')
+    assert lines==4
+
+def test_other_settings_are_refused_before_any_run(digits, tmp_path):
+    Study(digits, {'instance': {}}, fast, seeds=1).run(tmp_path, progress=False)
+    with pytest.raises(ValueError, match='lr 0.001, was 0.005'): Study(digits, arms, dict(fast, lr=1e-3), seeds=1).run(tmp_path)
+    assert len(list((tmp_path/'runs').iterdir()))==1
+    more = Study(digits, arms, fast, seeds=2)
+    assert more._epochs_left(tmp_path)==3 and more.run(tmp_path, progress=False)=={} and len(predictions(tmp_path))==4
+
+def test_folds_measure_every_image_once_and_choose_elsewhere(grouped, tmp_path):
+    s = Study(grouped, arms, dict(fast, bs=8), seeds=1, folds=3)
+    tests = np.concatenate([o.splits['test'] for o in s.sets])
+    assert sorted(tests)==list(range(60))
+    for o in s.sets:
+        parts = [set(grouped.groups[o.splits[k]]) for k in ('train','valid','test')]
+        assert sum(map(len, parts))==20==len(set.union(*parts))
+    s.run(tmp_path, progress=False)
+    res = s.results(tmp_path, n_boot=50)
+    assert len(res.runs)==6 and res.meta['n']==[len(o.splits['test']) for o in s.sets]
+    with np.load(tmp_path/'predictions.npz') as z:
+        for f in range(3):
+            assert np.array_equal(z[f'groups{f}'], grouped.groups[s.sets[f].splits['test']])
+            for i,a in enumerate(arms):
+                acc = (z[f'probs{f}'][i].argmax(1)==z[f'targs{f}']).mean()
+                assert res.runs.query('arm==@a and fold==@f').accuracy.item()==pytest.approx(acc)
+    assert {'nb_low','nb_high','nb_p'} <= set(res.pairs)
+
+def test_results_of_half_a_study(digits, tmp_path):
+    s = Study(digits, arms, fast, seeds=2)
+    with pytest.raises(ValueError, match='no finished run'): s.results(tmp_path)
+    s.run(tmp_path, progress=False)
+    for o in s._dir(tmp_path, Run('Balanced-MixUp .2', 1, 0)).iterdir(): o.unlink()
+    res = s.results(tmp_path, n_boot=50)
+    assert len(res.runs)==3 and res.meta['missing']==1 and '1 runs of the study are missing' in res.to_markdown()
+    assert set(res.pairs.runs)=={1}
+
+def test_predictions_of_other_images_are_refused(digits, tmp_path):
+    s = Study(digits, {'instance': {}}, fast, seeds=1)
+    s.run(tmp_path, progress=False)
+    f = s._dir(tmp_path, s.runs[0])/'predictions.csv'
+    df = pd.read_csv(f)
+    df.loc[df.index[-1], 'name'] = 'test/x'
+    df.to_csv(f, index=False)
+    with pytest.raises(ValueError, match='other images'): s.results(tmp_path)
