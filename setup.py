@@ -21,6 +21,6 @@ class SourceDist(sdist):
 setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], python_requires=f">={cfg['min_python']}",
     long_description=(root/'README.md').read_text(encoding='utf-8') if (root/'README.md').exists() else cfg['description'],
     long_description_content_type='text/markdown', keywords=cfg['keywords'].split(), author=cfg['author'],
-    license_expression=licenses[cfg['license']], classifiers=classifiers, packages=find_packages(include=[f"{cfg['lib_path']}*"]),
+    license_expression=licenses[cfg['license']], classifiers=classifiers, packages=find_packages(include=[f"{cfg['lib_path']}*"]), package_data={cfg['lib_path']: ['studies/*.yml']},
     install_requires=cfg['requirements'].split(), extras_require=extras, zip_safe=False, cmdclass=dict(sdist=SourceDist),
     entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]))

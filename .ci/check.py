@@ -89,9 +89,10 @@ def wheel(
     ver,fname = run(py, '-c', code, cwd=work, quiet=True).strip().splitlines()[-2:]
     if site not in Path(fname).parents: raise Failed('balmix_fastai was imported from elsewhere than the wheel')
     run(venv/'bin/balmix-demo', '--epochs', 1, '--seeds', 1, '--out', work/'demo', cwd=work, quiet=True)
+    run(venv/'bin/balmix-study', 'digits', '--arms', 'instance', '--seeds', 1, '--set', 'epochs=1', '--out', work/'study', cwd=work, quiet=True)
     missing = [ext for ext in ('csv','png') if not any(p.stat().st_size for p in (work/'demo').rglob(f'*.{ext}'))]
     if missing: raise Failed(f"balmix-demo wrote no {' and no '.join(missing)} file")
-    print(f'{whl.name}: imports as {ver}, balmix-demo wrote its table and picture')
+    print(f'{whl.name}: imports as {ver}, balmix-demo wrote its table and picture, balmix-study found its studies')
 
 @step('') # pytest says it all, and its closing line ends the output
 def tests(tmp): run(sys.executable, '-m', 'pytest')
