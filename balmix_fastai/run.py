@@ -217,6 +217,7 @@ def train_run(
 def _show_bars(): return IN_NOTEBOOK or sys.stdout.isatty()
 def _bar(items): return progress_bar(items, leave=False) if _show_bars() else items
 
+# %% ../nbs/run.ipynb #d06d386c
 @contextmanager
 def _quiet(learn):
     with learn.no_bar(), learn.no_logging(): yield

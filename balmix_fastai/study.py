@@ -156,9 +156,9 @@ def _epochs_left(self:Study, out):
         res += self.arms[run.arm].get('epochs', 30) - (len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() else 0)
     return res
 
-# %% ../nbs/study.ipynb #9993cb3a
+# %% ../nbs/study.ipynb #2357c004
 @patch
-def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'busy' (another runner is at it) or 'failed'
+def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'failed', or 'busy' if another process is at it or has failed
     "Do one run, unless it is done or being done"
     d = self._dir(out, run)
     d.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'busy' (another r
     except Timeout: return 'busy'
     try:
         if (d/'metrics.json').exists(): return 'done'
-        (d/'error.txt').unlink(missing_ok=True)
+        if (d/'error.txt').exists(): return 'busy'
         _write_json(d/'config.json', self._config(run))
         done = len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() else 0
         train_run(self.sets[run.fold], d, **self.arms[run.arm], seed=run.seed, workers=workers, resume=True, keep=False, progress=False, cbs=_Tick(tick, done))
@@ -186,13 +186,17 @@ def _threads(n):
     try: yield
     finally: torch.set_num_threads(old)
 
-def _worker(study, todo, out, workers, threads, gpu, conn):
+def _worker(study, todo, out, workers, threads, gpu, method, conn):
     "Body of a process: do what is to be done, and tell of it through `conn`"
+    multiprocessing.set_start_method(method, force=True) # of the loader's workers, as in the process that asked for this one
+    def tell(*o):
+        try: conn.send(o)
+        except BrokenPipeError: sys.exit() # nobody is there to tell; what is done is saved
     if gpu is not None: torch.cuda.set_device(gpu)
     with _threads(threads):
         for run in todo:
-            conn.send(('start', run))
-            conn.send((study._do(run, out, workers, lambda: conn.send(('epoch', run))), run))
+            tell('start', run)
+            tell(study._do(run, out, workers, lambda: tell('epoch', run)), run)
 
 # %% ../nbs/study.ipynb #910f3fa2
 @patch
@@ -202,7 +206,7 @@ def _in_processes(self:Study, out, jobs, workers, threads):
     todo,live = [r for r in self.runs if not (self._dir(out, r)/'metrics.json').exists()],{}
     def start(i):
         mine,theirs = ctx.Pipe(duplex=False)
-        p = ctx.Process(target=_worker, args=(self, todo, out, workers, threads, i%n_gpu if n_gpu else None, theirs), daemon=False)
+        p = ctx.Process(target=_worker, args=(self, todo, out, workers, threads, i%n_gpu if n_gpu else None, multiprocessing.get_start_method(), theirs))
         p.start()
         theirs.close()
         live[mine] = [p, i, None]
@@ -249,6 +253,7 @@ def run(self:Study,
     for k,v in dict(jobs=jobs, threads=threads).items():
         if v<1: raise ValueError(f"{k}={v} must be at least 1.")
     self._check_out(out)
+    for r in self.runs: (self._dir(out, r)/'error.txt').unlink(missing_ok=True) # what failed before is tried again, once
     n,failed,start = 0,{},time.time()
     bar = progress_bar(range(max(self._epochs_left(out), 1))) if progress and _show_bars() else None
     def tick():

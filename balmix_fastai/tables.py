@@ -199,7 +199,10 @@ def to_markdown(self:StudyResults)->str:
     res += [f"Percent, {m['centre']} ± standard deviation over runs" + (", [95 % interval of the mean over test images]" if len(m['n'])==1 else "") + ":", _md(self.to_frame())]
     for k in m['table']:
         if len(self.pairs): res += [f"## {k}, against {m['reference']}", _md(self.against(k)), self.verdict(k)]
-    res += ["## Arms", *(f"- {a}: " + ', '.join(f'{k} {v}' for k,v in o.items()) for a,o in m['arms'].items())]
+    common = {k:v for k,v in first(m['arms'].values()).items() if all(k in o and o[k]==v for o in m['arms'].values())}
+    options = lambda o: ', '.join(f'{k} {v}' for k,v in o.items()) or 'as the protocol'
+    arms = '\n'.join(f"- {a}: {options({k:v for k,v in o.items() if k not in common})}" for a,o in m['arms'].items())
+    res += ["## Protocol and arms", f"All: {options(common)}." if common else "The arms share no option.", arms]
     return '\n\n'.join(res)+'\n'
 
 @patch
@@ -217,7 +220,7 @@ def plot(self:StudyResults): # matplotlib `Figure`
         for i,a in enumerate(arms):
             s,v = self.summary.loc[a, k],self.runs[self.runs.arm==a][k].values
             if not np.isnan(s.low): ax.plot(np.array([s.low, s.high])*_scale(k), [i,i], color='.75', lw=5, solid_capstyle='butt')
-            ax.scatter(v*_scale(k), i+np.linspace(-.18, .18, len(v)), s=9, color=_pal[0], alpha=.6, lw=0)
+            ax.scatter(v*_scale(k), i+np.linspace(-.18, .18, len(v)), s=10, color=_pal[0], alpha=.8, lw=0, zorder=3)
             ax.plot(s['mean']*_scale(k), i, '|', color='k', ms=13, mew=1.6)
         if self.meta['reference'] in arms: ax.axvline(self.summary.loc[self.meta['reference'], (k,'mean')]*_scale(k), color='.6', lw=.8, ls=':')
         ax.set(title=k)
@@ -239,7 +242,7 @@ def plot_classes(self:StudyResults): # matplotlib `Figure`
         axs[1].bar(x, self.meta['label_mass'][a], width=w, color=col, label=a)
         axs[2].bar(x, np.nanmean(r, 0), width=w, color=col, yerr=np.nanstd(r, 0, ddof=1) if len(r)>1 else None, error_kw=dict(lw=.8, ecolor='.3'))
     axs[1].set(ylabel='label mass in training')
-    axs[1].legend(ncols=min(len(arms), 5), frameon=False, fontsize=8)
+    fig.legend(*axs[1].get_legend_handles_labels(), loc='outside upper center', ncols=min(len(arms), 5), frameon=False, fontsize=8)
     axs[2].set(ylabel='recall, mean ± sd', ylim=(0,1.02), xticks=range(k), xticklabels=vocab)
     if max(map(len, vocab))*k>90: axs[2].tick_params(axis='x', rotation=45)
     return fig

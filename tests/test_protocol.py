@@ -6,7 +6,7 @@ from fastai.callback.progress import ProgressCallback
 from scipy.stats import chisquare
 from torch.utils.data import TensorDataset
 from balmix_fastai.datasets import read_images
-from balmix_fastai.protocol import Plateau, augmentation, cifar_resnet, find_network, fit_schedule, make_learner, networks, optimizer, paper_tfms, step_lr
+from balmix_fastai.protocol import Plateau, augmentation, cifar_resnet, find_network, fit_schedule, make_learner, optimizer, paper_tfms, step_lr
 
 @pytest.fixture(scope='module')
 def digits(): return read_images('digits')

@@ -90,8 +90,9 @@ def test_the_chosen_weights_are_the_ones_measured(digits, tmp_path):
 def small(digits, out, **kw):
     return train_run(digits, out, **{**dict(arch='small_cnn', epochs=2, lr=5e-3, bs=64, size=None, augment='none', tta='none', keep=False, progress=False), **kw})
 
-@pytest.mark.parametrize('kw,want', [(dict(alpha=.2), lambda n: mixup_prior(n, .2)), (dict(alpha=0.), class_probs), (dict(alpha=0., sampling='class'), lambda n: class_probs(n, 0)),
-    (dict(alpha=0., mixup=.2), class_probs)])
+@pytest.mark.parametrize('kw,want', [
+    (dict(alpha=.2), lambda n: mixup_prior(n, .2)), (dict(alpha=0.), class_probs), (dict(alpha=0., mixup=.2), class_probs),
+    (dict(alpha=0., sampling='class'), lambda n: class_probs(n, 0))])
 def test_label_mass_is_the_formula(digits, tmp_path, kw, want):
     assert np.allclose(small(digits, tmp_path, epochs=1, **kw)['label_mass'], want(digits.counts()))
 

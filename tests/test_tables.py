@@ -20,7 +20,8 @@ def test_runs_and_summary_against_sklearn():
     res = analyse(meta, runs, preds, n_boot=100)
     y,p = preds[0]['targs'],preds[0]['probs']
     for i,r in enumerate(res.runs.itertuples()):
-        assert r.balanced_accuracy==pytest.approx(skm.balanced_accuracy_score(y, p[i].argmax(1))) and r.nll==pytest.approx(skm.log_loss(y, p[i].astype(float)), rel=1e-4)
+        assert r.balanced_accuracy==pytest.approx(skm.balanced_accuracy_score(y, p[i].argmax(1)))
+        assert r.nll==pytest.approx(skm.log_loss(y, p[i].astype(float)), rel=1e-4)
         assert np.allclose(res.recalls.iloc[i][['a','b','c']].astype(float), skm.recall_score(y, p[i].argmax(1), average=None))
     for a in meta['arms']:
         v,s = res.runs[res.runs.arm==a].balanced_accuracy,res.summary.loc[a, 'balanced_accuracy']
