@@ -237,6 +237,7 @@ def plot_classes(self:StudyResults): # matplotlib `Figure`
     axs[0].bar(range(k), counts, color='.6')
     axs[0].bar_label(axs[0].containers[0], fontsize=8)
     axs[0].set(yscale='log', ylabel='training images', ylim=(max(.7, counts[counts>0].min()/2), 2*counts.max()))
+    axs[0].tick_params(axis='y', which='minor', labelleft=False)
     for i,a in enumerate(arms):
         x,col,r = np.arange(k)+w*(i-(len(arms)-1)/2),_pal[i%len(_pal)],self.recalls[self.recalls.arm==a][vocab].values
         axs[1].bar(x, self.meta['label_mass'][a], width=w, color=col, label=a)
