@@ -115,6 +115,7 @@ def read_study(
         if spec.get('reference') not in arms: spec['reference'] = arms[0]
     if seeds is not None: spec['seeds'] = seeds
     spec['protocol'] = {**(spec.get('protocol') or {}), **protocol}
+    if changed := {**(data_args or {}), **protocol}: spec['title'] = f"{spec.get('title') or path.stem}; here with {', '.join(f'{k}={v}' for k,v in changed.items())}"
     return Study(imgs, **spec)
 
 # %% ../nbs/study.ipynb #aa7bb1eb
