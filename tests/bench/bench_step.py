@@ -5,7 +5,7 @@ from fastai.callback.all import MixUp, ProgressCallback
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 from balmix_fastai.mixup import BalancedMixUp
-from balmix_fastai.study import small_cnn
+from balmix_fastai.protocol import small_cnn
 
 cbs = dict(plain=None, mixup=MixUp, balanced_mixup=BalancedMixUp)
 
