@@ -171,6 +171,16 @@ def _check_plain(dl):
     if w is not None and np.ptp(w)>0: raise ValueError("dls.train already samples with the weights in dls.train.wgts, which would be lost; "
         "build the loaders without them and pass them here as weights=.")
 
+# %% ../nbs/data.ipynb #528dd621
+def _ids_counts(dls, labels=None):
+    "Class id of every item that `dls.train` draws from, shape (N,), and items of each class, shape (K,)"
+    base = _unwrap(dls.train)
+    _check_base(base)
+    ids,k = _item_labels(base, labels)
+    c = getattr(dls, 'c', None)
+    if k is None and labels is None and isinstance(c, int) and c>1: k = c # with c of 1 targets are binary
+    return ids,class_counts(ids, None if k==1 else k)
+
 # %% ../nbs/data.ipynb #e1da53b3
 def balanced_dataloaders(
     dls:DataLoaders, # Loaders whose training loader is to re-sample

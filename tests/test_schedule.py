@@ -1,19 +1,23 @@
-"Progressively balanced sampling: what each epoch delivers."
+"Scheduled sampling and weights: what each epoch delivers, and what is left afterwards."
 import numpy as np, pytest, torch
-from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, nn, noop, set_seed
-from fastai.callback.all import CollectDataCallback, ProgressCallback
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, F, Learner, nn, noop, set_seed
+from fastai.callback.all import CollectDataCallback, MixUp, ProgressCallback
 from scipy import stats
 from torch.utils.data import TensorDataset
-from balmix_fastai.schedule import ProgressiveSampling
+from balmix_fastai.losses import CELoss, ClassBalancedLoss, LDAMLoss
+from balmix_fastai.mixup import BalancedMixUp
+from balmix_fastai.prior import training_prior
+from balmix_fastai.sampling import class_probs
+from balmix_fastai.schedule import DeferredResampling, DeferredReweighting, ProgressiveSampling
 
 n_k = np.array([400,40,8])
 ds = TensorDataset(torch.randn(n_k.sum(), 2), torch.tensor(np.repeat(range(3), n_k)))
 
-def delivered(n_epoch, **kw):
+def delivered(n_epoch, cb=ProgressiveSampling, **kw):
     "Class counts of each epoch of a fit"
     set_seed(0)
     dls = DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0).balanced(q=1, seed=1)
-    learn = Learner(DataLoaders(dls.train), nn.Linear(2, 3), loss_func=CrossEntropyLossFlat(), cbs=[ProgressiveSampling, CollectDataCallback])
+    learn = Learner(DataLoaders(dls.train), nn.Linear(2, 3), loss_func=CrossEntropyLossFlat(), cbs=[cb, CollectDataCallback])
     learn.remove_cb(ProgressCallback).logger = noop
     learn._do_epoch_validate = noop
     learn.fit(n_epoch, **kw)
@@ -36,3 +40,71 @@ def test_a_resumed_fit_goes_on_where_it_was():
 def test_needs_a_loader_that_re_samples():
     learn = Learner(DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0), nn.Linear(2, 3), loss_func=CrossEntropyLossFlat(), cbs=ProgressiveSampling)
     with pytest.raises(ValueError, match=r'balanced\(q=1\)'), learn.no_bar(): learn.fit(1)
+
+def test_deferred_resampling_switches_once():
+    obs = delivered(5, DeferredResampling(.6))
+    assert all(agrees(o, 0) for o in obs[:3]) and all(agrees(o, 1) for o in obs[3:])
+
+@pytest.mark.parametrize('mixer_first', [True, False])
+def test_the_mixer_knows_of_this_epochs_sampling(mixer_first):
+    "In whatever order the callbacks are added"
+    dls = DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0).balanced(q=1, seed=1)
+    cbs = [BalancedMixUp(.2, q=1, seed=0), DeferredResampling(.5)]
+    learn = Learner(dls, nn.Linear(2,3), CELoss(), cbs=cbs if mixer_first else cbs[::-1])
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    e = .2/1.2
+    want = (class_probs(n_k) + (1-e)*class_probs(n_k, 0) + e*class_probs(n_k))/2
+    assert np.allclose(learn.balanced_mix_up.prior, want)
+
+class Seen(Callback):
+    "Weights of the loss at each step, and its value by hand"
+    order = 20
+    def before_fit(self): self.w,self.off = [],[]
+    def after_loss(self):
+        loss = getattr(self.loss_func, 'func', self.loss_func)
+        if not self.training: assert loss.weight is None
+        else:
+            self.w.append(None if loss.weight is None else loss.weight.clone())
+            self.off.append((self.loss-F.cross_entropy(self.pred, self.yb[0], loss.weight)).abs().item())
+
+@pytest.mark.parametrize('loss', [CELoss, CrossEntropyLossFlat])
+@pytest.mark.parametrize('beta', [.999, None])
+def test_weights_come_in_late_and_go(loss, beta):
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0), nn.Linear(2,3), loss(), cbs=[DeferredReweighting(.75, beta), Seen()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    n = len(learn.seen.w)
+    assert [o is not None for o in learn.seen.w]==[i>=.75*n-1e-9 for i in range(n)] and max(learn.seen.off)<1e-6
+    w = (1-beta)/(1-beta**n_k) if beta else 1/n_k
+    assert np.allclose(learn.seen.w[-1], w/w.mean(), rtol=1e-4)
+    assert getattr(learn.loss_func, 'func', learn.loss_func).weight is None
+
+def test_weights_with_mixing_and_after_an_interruption():
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.epoch==1: raise KeyboardInterrupt
+    for cbs in ([BalancedMixUp(.2, seed=0)], [MixUp(.2)]):
+        learn = Learner(DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0), nn.Linear(2,3), CELoss(), cbs=[*cbs, DeferredReweighting(.5)])
+        with learn.no_bar(), learn.no_logging():
+            with pytest.raises(KeyboardInterrupt), learn.added_cbs(Stop()): learn.fit(2)
+            if isinstance(cbs[0], MixUp): learn.loss_func = cbs[0].old_lf # fastai leaves its swap behind
+            learn.fit(2)
+        assert learn.loss_func.weight is None
+
+def test_drw_balances_the_prior_of_the_last_part():
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0), nn.Linear(2,3), LDAMLoss(), cbs=DeferredReweighting(.5, None))
+    assert np.allclose(training_prior(learn), class_probs(n_k))
+    class Prior(Callback):
+        order = 9
+        def after_loss(self):
+            if self.training: self.learn.last_prior = training_prior(self.learn)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(Prior()): learn.fit(2)
+    assert np.allclose(learn.last_prior, 1/3, atol=1e-6)
+
+@pytest.mark.parametrize('f,says', [(lambda: DeferredResampling(1.), 'start'), (lambda: DeferredReweighting(-.1), 'start'), (lambda: DeferredReweighting(beta=1.), 'beta')])
+def test_bad_arguments(f, says):
+    with pytest.raises(ValueError, match=says): f()
+
+@pytest.mark.parametrize('loss,says', [(nn.MSELoss(), 'place for them'), (ClassBalancedLoss(), 'weights of its own'), (CELoss(weight=[1,2,3]), 'already')])
+def test_losses_that_cannot_be_weighted(loss, says):
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0), nn.Linear(2,3), loss, cbs=DeferredReweighting())
+    with pytest.raises(ValueError, match=says), learn.no_bar(): learn.fit(1)
