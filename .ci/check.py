@@ -95,7 +95,7 @@ def wheel(
     print(f'{whl.name}: imports as {ver}, balmix-demo wrote its table and picture, balmix-study found its studies')
 
 @step('') # pytest says it all, and its closing line ends the output
-def tests(tmp): run(sys.executable, '-m', 'pytest')
+def tests(tmp): run(sys.executable, '-m', 'pytest', '-n', 'auto', '--dist', 'worksteal')
 
 def main(
     names, # Steps to run, all if empty

@@ -35,8 +35,8 @@ def _print_table(res, out):
     with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_colwidth', None): print(res.to_frame().to_string())
     print(f"{res.meta['split']} split, percent, mean ± sd over runs [95 % interval of the mean over its images]; report, tables and figures in {out}/")
 
-# %% ../nbs/cli.ipynb #b3780f7b
-_demo_arms = {'instance': {}, 'class-balanced': dict(sampling='class'), 'MixUp': dict(mixup=.2), 'Balanced-MixUp': dict(alpha=.2)}
+# %% ../nbs/cli.ipynb #57a6e96b
+_demo_arms = {'instance': {}, 'class-balanced': dict(sampling='class'), 'MixUp': dict(mixer='mixup', alpha=.2), 'Balanced-MixUp': dict(alpha=.2)}
 
 @call_parse
 def balmix_demo(
@@ -70,7 +70,7 @@ def _split(imgs, folds, valid_pct, seed):
     if folds: return imgs.folds(folds, seed)
     return [imgs if 'valid' in imgs.splits else imgs.with_valid(ifnone(valid_pct, .2), seed)]
 
-_files = 'config.json lr.json log.csv best.pth state.pth export.pkl predictions.csv metrics.json confusion_valid.png confusion_test.png'.split()
+_files = 'config.json lr.json log.csv best.pth state.pth export.pkl predictions.csv metrics.json correction.json confusion_valid.png confusion_test.png'.split()
 
 def _prepare_out(out, config, resume, overwrite):
     "Check the output folder against what is asked, and for a new run make it and write the settings"
@@ -97,11 +97,14 @@ def balmix_train(
     label:str=None, # For a CSV: name of the label column; default the last
     arch:str='mobilenetv2_100', # Any timm model, or one of this package, see Protocol
     pretrained:store_true=False, # Start from timm's pretrained weights (downloads them)?
-    head:str='fastai', # Head of timm's networks: fastai, or linear as in the paper's code
-    alpha:float=.2, # Strength of Balanced-MixUp: partner weight ~ Beta(alpha,1); 0 trains without
-    mixup:float=0., # Strength of plain MixUp, 0 for none
-    sampling:str='instance', # Stream that is trained on: instance, class, sqrt, progressive, or a number q (1 instance ... 0 class-balanced)
-    loss:str='ce', # ce, label_smoothing, focal or class_balanced
+    head:str='fastai', # Head of timm's networks: fastai, or linear as in the paper's code; cosine for ldam
+    mixer:str='balanced_mixup', # What mixes: balanced_mixup, mixup, remix, mamix, unimix, cutmix, or manifold
+    alpha:float=.2, # Its strength: for balanced_mixup the partner's weight is ~ Beta(alpha,1); 0 trains without
+    sampling:str='instance', # Stream that is trained on: instance, class, sqrt, progressive, deferred, or a number q (1 instance ... 0 class-balanced)
+    loss:str='ce', # ce, label_smoothing, focal, class_balanced, balanced_softmax, vs, cdt, ldam, seesaw, equalization, influence_balanced, label_aware_smoothing; for grades cost_sensitive, sord, emd, quadratic_kappa
+    defer:store_true=False, # Class weights for the loss in the last fifth of training (DRW)?
+    two_stage:str='none', # Second stage: retrain, scale, tau, ncm, disalign or mislas
+    posthoc:str='none', # Correction fitted on validation: logit_adjust, tau, temperature, bcts, vector or offsets
     epochs:int=30, # Epochs
     lr:str='0.001', # Largest learning rate, or find
     schedule:str='one_cycle', # Course of the learning rate: one_cycle, step or plateau
@@ -127,7 +130,7 @@ def balmix_train(
     "Train a network with Balanced-MixUp on an imbalanced image set"
     config = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in ('resume','overwrite','out','workers')}
     _check_options(config, resume, overwrite)
-    run = {k: config[k] for k in 'arch pretrained head alpha mixup sampling loss epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
+    run = {k: config[k] for k in 'arch pretrained head mixer alpha sampling loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
     run.update(lr=_number(lr), workers=workers, resume=resume)
     with _clear_errors():
         imgs = read_images(data, **_reader_options(data, images, label, valid_col))

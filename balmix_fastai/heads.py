@@ -41,7 +41,8 @@ class CosineLinear(Module):
     ):
         store_attr('in_features,out_features')
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        nn.init.kaiming_uniform_(self.weight, a=5**.5)
+        self.reset_parameters()
+    def reset_parameters(self): nn.init.kaiming_uniform_(self.weight, a=5**.5)
     def forward(self, x): return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
     def extra_repr(self): return f'in_features={self.in_features}, out_features={self.out_features}'
 

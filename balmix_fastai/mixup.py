@@ -95,7 +95,7 @@ class BalancedMixUp(PairedMixer):
     def draw_lam(self,
         bs:int # Items in the batch
     ): # A number, or for `per_item` an array of shape (bs,)
-        "$\lambda=U^{1/\alpha}$, the weight of the partner"
+        "$\\lambda=U^{1/\\alpha}$, the weight of the partner"
         return self._rng.random(bs if self.per_item else None)**(1/self._alpha_now)
 
     def mean_lam(self, alpha):

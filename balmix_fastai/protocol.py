@@ -15,6 +15,8 @@ import timm
 from fastai.vision.all import *
 from torchvision.transforms import v2
 
+from .heads import *
+
 # %% ../nbs/protocol.ipynb #75438456
 def small_cnn(
     n_out:int, # Number of classes
@@ -60,26 +62,29 @@ def find_network(
     raise ValueError(f"arch={arch!r} is neither a network of this package ({', '.join(networks)}) nor a model of timm {timm.__version__}" +
         (f"; near it: {', '.join(near)}." if near else "; see timm.list_models()."))
 
-# %% ../nbs/protocol.ipynb #a4276397
+# %% ../nbs/protocol.ipynb #7048e14f
+_heads = 'fastai','linear','cosine'
+
 def make_learner(
     dls:DataLoaders, # Loaders; with `pretrained`, not normalized yet
     arch:str='mobilenetv2_100', # See `find_network`
     pretrained:bool=False, # Start from timm's weights, and normalize as they expect? The whole network is trained from the start
-    head:str='fastai', # Head of timm's networks: 'fastai' (see `create_head`) or 'linear', as in Galdran et al.'s code
+    head:str='fastai', # Head of timm's networks: 'fastai' (see `create_head`) or 'linear', as in Galdran et al.'s code; 'cosine' for any network, see `cosine_head`
     **kwargs # Passed on to `Learner`, such as `loss_func`
 )->Learner:
     "A `Learner` with a network by its name"
     net = find_network(arch)
-    if head not in ('fastai','linear'): raise ValueError(f"head={head!r} must be fastai or linear.")
+    if head not in _heads: raise ValueError(f"head={head!r} must be one of {', '.join(_heads)}.")
     if pretrained and callable(net): raise ValueError(f"pretrained=True: {arch} has no weights to start from; choose one of timm's networks.")
-    if callable(net): return Learner(dls, net(n_out=get_c(dls)), **kwargs)
+    last = cosine_head if head=='cosine' else noop
+    if callable(net): return Learner(dls, last(net(n_out=get_c(dls))), **kwargs)
     if head=='fastai':
         learn = vision_learner(dls, net, pretrained=pretrained, **kwargs)
         learn.unfreeze()
         return learn
     model = timm.create_model(net, pretrained=pretrained, num_classes=get_c(dls))
     if pretrained: dls.add_tfms([Normalize.from_stats(model.default_cfg['mean'], model.default_cfg['std'], cuda=False)], 'after_batch')
-    return Learner(dls, model, **kwargs)
+    return Learner(dls, last(model), **kwargs)
 
 # %% ../nbs/protocol.ipynb #5830f881
 class PerImage(RandTransform):

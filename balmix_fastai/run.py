@@ -18,43 +18,51 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from .sampling import *
 from .data import *
+from .losses import *
 from .mixup import *
+from .mixers import *
+from .prior import *
 from .schedule import *
+from .decouple import *
+from .posthoc import *
+from .posthoc import _scores
 from .tta import *
 from .tta import _flips
 from .metrics import *
 from .datasets import *
 from .protocol import *
+from .protocol import _heads
 
-# %% ../nbs/run.ipynb #3c345ac4
+# %% ../nbs/run.ipynb #bd7185ea
 def _sampling_q(sampling):
-    "`q` of a sampling by name or number; instance and progressive begin at 1"
-    named = {'instance': 1., 'sqrt': .5, 'class': 0., 'progressive': 1.}
+    "`q` of a sampling by name or number; instance, progressive and deferred begin at 1"
+    named = {'instance': 1., 'sqrt': .5, 'class': 0., 'progressive': 1., 'deferred': 1.}
     try: q = named[sampling] if sampling in named else float(sampling)
     except ValueError: q = np.nan
     if np.isfinite(q): return q
-    raise ValueError(f"sampling={sampling!r} must be instance, class, sqrt, progressive, or a number q (0 class-balanced, 1 instance).")
+    raise ValueError(f"sampling={sampling!r} must be instance, class, sqrt, progressive, deferred, or a number q (0 class-balanced, 1 instance).")
 
 def resample(
     dls:DataLoaders, # Loaders as they are
-    sampling='instance', # 'instance' leaves them so; 'class', 'sqrt', or a number is `q` of `class_probs`; 'progressive' moves from 1 to 0
+    sampling='instance', # 'instance' leaves them so; 'class', 'sqrt', or a number is `q` of `class_probs`; 'progressive' moves from 1 to 0, 'deferred' does so at 80 % of training
     seed:int|None=None # Seed of the sampler
 )->tuple: # The loaders, and a list with the callback that they need, if any
     "Loaders with the given sampling, and their callbacks"
     q = _sampling_q(sampling)
     if sampling=='instance': return dls,[]
-    return dls.balanced(q=q, seed=seed), [ProgressiveSampling()] if sampling=='progressive' else []
+    cbs = dict(progressive=[ProgressiveSampling], deferred=[DeferredResampling]).get(sampling, [])
+    return dls.balanced(q=q, seed=seed),[o() for o in cbs]
 
-# %% ../nbs/run.ipynb #3fe5e2eb
-def _cb_loss(counts):
-    w = np.divide(effective_number_probs(counts), counts, out=np.zeros(len(counts)), where=np.asarray(counts)>0)
-    return CrossEntropyLossFlat(weight=tensor(w*len(w)/w.sum()).float())
-
-_losses = dict(ce=lambda counts: CrossEntropyLossFlat(), label_smoothing=lambda counts: LabelSmoothingCrossEntropyFlat(),
-    focal=lambda counts: FocalLossFlat(), class_balanced=_cb_loss)
+# %% ../nbs/run.ipynb #11c0b958
+_losses = dict(ce=lambda counts: CrossEntropyLossFlat(), label_smoothing=lambda counts: LabelSmoothingCrossEntropyFlat(), focal=lambda counts: FocalLossFlat(),
+    class_balanced=lambda counts: CrossEntropyLossFlat(weight=tensor(class_weights(counts)).float()))
+_losses.update({k: (lambda counts, f=f: f()) for k,f in dict(balanced_softmax=BalancedSoftmaxLoss, vs=VSLoss, cdt=CDTLoss, ldam=LDAMLoss, seesaw=SeesawLoss,
+    equalization=EqualizationLoss, influence_balanced=InfluenceBalancedLoss, label_aware_smoothing=LabelAwareSmoothingLoss,
+    cost_sensitive=CostSensitiveLoss, sord=SORDLoss, emd=EMDLoss, quadratic_kappa=QuadraticKappaLoss).items()})
+_grade_losses = 'cost_sensitive','sord','emd','quadratic_kappa'
 
 def make_loss(
-    name:str='ce', # ce, label_smoothing (0.1), focal (gamma 2), or class_balanced
+    name:str='ce', # ce, label_smoothing (0.1), focal (gamma 2), class_balanced, or a loss of this library such as balanced_softmax
     counts=None # Training items per class, shape (K,), for class_balanced
 ):
     "A loss by name; class_balanced is cross-entropy weighted by one over the effective number, beta .9999, mean weight 1 (Cui et al. 2019, section 4)"
@@ -142,18 +150,22 @@ def check_run(
     o = SimpleNamespace(**{**known, **options})
     net = find_network(o.arch)
     if o.pretrained and callable(net): raise ValueError(f"pretrained=True: {o.arch} has no weights to start from; choose one of timm's networks.")
-    if o.head not in ('fastai','linear'): raise ValueError(f"head={o.head!r} must be fastai or linear.")
+    if o.head not in _heads: raise ValueError(f"head={o.head!r} must be one of {', '.join(_heads)}.")
+    if (o.head=='cosine')!=(o.loss=='ldam'): raise ValueError(f"head={o.head!r} and loss={o.loss!r}: a cosine head and the loss ldam go with each other only.")
     _sampling_q(o.sampling)
     if o.loss not in _losses: make_loss(o.loss)
+    if o.loss in _grade_losses and not ordinal: raise ValueError(f"loss={o.loss!r} is for ordered classes, and these are not; if they are grades, say so (--ordinal).")
+    if o.defer and o.loss in ('class_balanced','label_smoothing','quadratic_kappa'): raise ValueError(f"defer: the loss {o.loss} has weights of its own or none to set; use ce, focal, ldam or another.")
+    for k,v in dict(mixer=_mixers, two_stage=_stages, posthoc=_posthoc).items():
+        if getattr(o, k) not in v: raise ValueError(f"{k}={getattr(o, k)!r} is not known; choose one of {', '.join(v)}.")
+    if o.two_stage!='none' and o.head=='cosine': raise ValueError(f"two_stage={o.two_stage!r} is for linear classifiers, not for head='cosine'.")
     augmentation(o.augment)
     optimizer(o.opt, o.mom)
     if o.wd is not None and not (_is_number(o.wd) and o.wd>=0): raise ValueError(f"wd={o.wd!r} must be None or a number of 0 or more.")
     if o.schedule not in schedules: raise ValueError(f"schedule={o.schedule!r} must be one of {', '.join(schedules)}.")
     for k in ('epochs','bs'):
         if not (isinstance(getattr(o, k), int) and getattr(o, k)>=1): raise ValueError(f"{k}={getattr(o, k)!r} must be a whole number of at least 1.")
-    for k in ('alpha','mixup'):
-        if not (_is_number(getattr(o, k)) and getattr(o, k)>=0): raise ValueError(f"{k}={getattr(o, k)!r} must be 0 (none) or a greater number.")
-    if o.alpha and o.mixup: raise ValueError(f"alpha={o.alpha} and mixup={o.mixup} would mix twice; set one of them to 0.")
+    if not (_is_number(o.alpha) and o.alpha>=0): raise ValueError(f"alpha={o.alpha!r} must be 0 (none) or a greater number.")
     if o.lr!='find' and not (_is_number(o.lr) and o.lr>0): raise ValueError(f"lr={o.lr!r} must be a number greater than 0, or 'find'.")
     names = ['last', 'valid_loss', *(m.name if hasattr(m, 'name') else m.__name__ for m in paper_metrics(ordinal))]
     if o.metric not in names: raise ValueError(f"metric={o.metric!r} is not recorded; choose one of {', '.join(names)}.")
@@ -167,10 +179,13 @@ def train_run(
     arch:str='mobilenetv2_100', # Network, see `find_network`
     pretrained:bool=False, # Start from timm's pretrained weights?
     head:str='fastai', # Head of timm's networks, see `make_learner`
-    alpha:float=.2, # Strength of Balanced-MixUp, 0 for none
-    mixup:float=0., # Strength of fastai's MixUp, 0 for none
+    mixer:str='balanced_mixup', # What mixes: balanced_mixup, mixup (fastai's), remix, mamix, unimix, cutmix (balanced), or manifold (Balanced-MixUp on features)
+    alpha:float=.2, # Its strength, 0 for none (usual: .1 to .3 for Balanced-MixUp, .2 or 1 for MixUp, .8 for UniMix, 1 for the others)
     sampling='instance', # Stream that is trained on, see `resample`
     loss:str='ce', # See `make_loss`
+    defer:bool=False, # Class weights for the loss in the last fifth of training, see `DeferredReweighting`?
+    two_stage:str='none', # A second stage on the chosen weights: retrain, scale, tau, ncm, disalign or mislas, see `Learner.retrain_classifier` and the others
+    posthoc:str='none', # Correction of the predictions, fitted on validation: logit_adjust, tau, temperature, bcts, vector or offsets
     epochs:int=30, # Epochs (30 as in the authors' experiments)
     lr=1e-3, # Largest learning rate, or 'find' for fastai's valley suggestion
     schedule:str='one_cycle', # Course of the learning rate, see `fit_schedule`
@@ -192,12 +207,14 @@ def train_run(
 )->dict: # Metrics of each split, the label mass of the last epoch, the best epoch, and the learning rate
     "Train, choose a checkpoint on validation, predict, and write all results to `out`"
     out,start = Path(out),time.time()
-    check_run(data.ordinal, arch=arch, pretrained=pretrained, head=head, alpha=alpha, mixup=mixup, sampling=sampling, loss=loss, epochs=epochs, lr=lr,
-        schedule=schedule, opt=opt, mom=mom, wd=wd, bs=bs, augment=augment, metric=metric, tta=tta, fp16=fp16)
+    check_run(data.ordinal, arch=arch, pretrained=pretrained, head=head, mixer=mixer, alpha=alpha, sampling=sampling, loss=loss,
+        defer=defer, two_stage=two_stage, posthoc=posthoc, epochs=epochs, lr=lr, schedule=schedule, opt=opt, mom=mom, wd=wd,
+        bs=bs, augment=augment, metric=metric, tta=tta, fp16=fp16)
     out.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     dls,extra = resample(data.dataloaders(size=size, bs=bs, tfms=augmentation(augment), workers=workers, normalize=not pretrained, seed=seed), sampling, seed)
-    mixers = [BalancedMixUp(alpha, seed=seed)] if alpha else [MixUp(mixup)] if mixup else []
+    mixers = [_mixers[mixer](alpha, seed=seed)] if alpha else []
+    if defer: extra.append(DeferredReweighting())
     learn = make_learner(dls, arch, pretrained, head, loss_func=make_loss(loss, data.counts('train')), metrics=paper_metrics(data.ordinal),
         cbs=[*mixers, *extra], path=out, wd=wd, **optimizer(opt, mom))
     if fp16: learn.to_fp16()
@@ -207,8 +224,11 @@ def train_run(
         done = ckpt.load(learn) if resume else 0
         fit_schedule(learn, schedule, epochs, float(lr), 'valid_loss' if metric=='last' else metric, done, ckpt.rows, [ckpt, *L(cbs)])
     learn.model.load_state_dict(torch.load(out/'best.pth', map_location=dls.device))
-    info = dict(label_mass=_label_mass(learn, data, alpha), best_epoch=ckpt.best_epoch, epochs=len(ckpt.rows), lr=float(lr), seed=seed)
-    res = _measure(learn, data, out, tta, keep, dict(info, seconds=round(time.time()-start)))
+    info = dict(label_mass=_label_mass(learn), best_epoch=ckpt.best_epoch, epochs=len(ckpt.rows), lr=float(lr), seed=seed)
+    if two_stage!='none':
+        set_seed(seed)
+        with _bars_or_lines(learn) if progress else _quiet(learn): _stages[two_stage](learn, seed)
+    res = _measure(learn, data, out, tta, posthoc, metric, keep, dict(info, seconds=round(time.time()-start)))
     if not keep:
         for name in ('best.pth','state.pth'): (out/name).unlink(missing_ok=True)
     return res
@@ -237,6 +257,17 @@ def _bars_or_lines(learn):
         with learn.no_bar(): yield
     finally: learn.logger = logger
 
+# %% ../nbs/run.ipynb #5d2dab62
+def _fastai_mixup(alpha, seed): return MixUp(alpha)
+_mixers = dict(balanced_mixup=BalancedMixUp, mixup=_fastai_mixup, remix=ReMix, mamix=MAMix, unimix=UniMix,
+    cutmix=BalancedCutMix, manifold=BalancedManifoldMixUp)
+_stages = dict(none=None, retrain=lambda o,seed: o.retrain_classifier(seed=seed), scale=lambda o,seed: o.scale_classifier(seed=seed),
+    tau=lambda o,seed: o.tau_normalize(), ncm=lambda o,seed: o.nearest_class_mean(), disalign=lambda o,seed: o.disalign(),
+    mislas=lambda o,seed: o.mislas(seed=seed))
+_posthoc = dict(none=None, logit_adjust=lambda p,y,prior,metric: adjust_logits(prior), tau=lambda p,y,prior,metric: fit_tau(p, y, prior, metric),
+    temperature=lambda p,y,prior,metric: fit_temperature(p, y), bcts=lambda p,y,prior,metric: fit_bcts(p, y), vector=lambda p,y,prior,metric: fit_vector(p, y),
+    offsets=lambda p,y,prior,metric: fit_offsets(p, y, metric))
+
 # %% ../nbs/run.ipynb #e3ebf730
 def _find_lr(learn, out):
     "The suggested learning rate, kept in `out` so that a resumed run has the same"
@@ -252,20 +283,31 @@ def _write_json(file, o):
     tmp.write_text(json.dumps(o, indent=1))
     os.replace(tmp, file)
 
-def _label_mass(learn, data, alpha):
-    "Share of each class in the labels of the last epoch"
-    n,lam = data.counts('train'),alpha/(alpha+1)
-    return ((1-lam)*stream_probs(learn.dls.train, n, get_labels(learn.dls)) + lam*class_probs(n, 0)).tolist()
+def _label_mass(learn):
+    "Share of each class in the labels"
+    for cb in learn.cbs:
+        if isinstance(cb, PairedMixer): cb.before_fit()
+    return prior_table(learn).mixing.tolist()
+
+# %% ../nbs/run.ipynb #66c4ff78
+def _correct(learn, data, out, posthoc, metric, probs, targs):
+    "Fit the correction, attach it to `learn`, and save it"
+    c = _posthoc[posthoc](to_np(probs), to_np(targs), output_prior(learn) if posthoc in ('logit_adjust','tau') else None, metric if metric in _scores else 'balanced_accuracy')
+    learn.attach(c.of(data.vocab))
+    learn.correction.save(out/'correction.json')
 
 # %% ../nbs/run.ipynb #a37f417e
 def _split_dl(data, dls, split): return dls.valid if split=='valid' else data.test_dl(dls, split)
 
-def _measure(learn, data, out, tta, keep, info):
+def _measure(learn, data, out, tta, posthoc, metric, keep, info):
     "Predict the valid and test split, write predictions and metrics, and to `keep` also confusion matrices and the exported learner"
     res,frames = {},[]
     for split in ('valid','test'):
         if split not in data.splits: continue
         with learn.no_bar(): probs,targs = learn.flip_tta(dl=_split_dl(data, learn.dls, split), axes=tta)
+        if posthoc!='none':
+            if split=='valid': _correct(learn, data, out, posthoc, metric, probs, targs)
+            probs = learn.correction(probs)
         res[split] = imbalance_metrics(probs, targs, ordinal=data.ordinal)
         frames.append(_predictions(split, data, to_np(probs)))
         if keep: _plot_confusion(split, data, to_np(probs)).savefig(out/f'confusion_{split}.png', dpi=120, bbox_inches='tight')

@@ -94,7 +94,7 @@ def test_options_reach_the_run(folder, tmp_path):
     assert json.loads((tmp_path/'b'/'metrics.json').read_text())['lr']==json.loads((tmp_path/'b'/'lr.json').read_text())
 
 @pytest.mark.parametrize('kw,says', [
-    (dict(arch='mobilnet_v2'), 'mobilnet_v2'), (dict(alpha=-1.), 'alpha=-1'), (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixup=.2), 'mix twice'), (dict(sampling='often'), 'often'),
+    (dict(arch='mobilnet_v2'), 'mobilnet_v2'), (dict(alpha=-1.), 'alpha=-1'), (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixer='x'), "mixer='x'"), (dict(sampling='often'), 'often'),
     (dict(loss='mse'), 'mse'), (dict(epochs=0), 'epochs=0'), (dict(lr='fast'), 'lr='), (dict(lr='-1'), 'lr='), (dict(lr='0'), 'lr='), (dict(lr='nan'), 'lr='), (dict(sampling='nan'), 'nan'), (dict(metric='kappa'), 'kappa'),
     (dict(augment='x'), 'augment='), (dict(schedule='x'), 'plateau'), (dict(folds=1), '--folds'), (dict(bs=64), '--bs'),
     (dict(valid_pct=1.), '--valid-pct'), (dict(valid_pct=.3, folds=2), 'no effect'), (dict(seed=-1), '--seed'), (dict(tta='x'), 'tta='), (dict(images='x'), '--images'),

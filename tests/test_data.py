@@ -163,13 +163,13 @@ def int_dsets(get_y): return Datasets(range(6), [[lambda i: torch.zeros(2)], [ge
 def test_labels_of_any_kind_of_target(f): assert get_labels(int_dsets(lambda i: f(i%3)).train).tolist()==[0,1,2,0]
 
 @pytest.mark.parametrize('source', [int_dsets(lambda i: i+.5), int_dsets(lambda i: 'abc'[i%3]), int_dsets(lambda i: tensor([[i]])), Numbered(), object(), {}, [1,2],
-    TensorDataset(tensor([.5,.2])), SimpleNamespace(targets=['a','b']), Datasets(range(4), [[noop],[noop],[noop]], n_inp=1)], ids=str)
+    TensorDataset(tensor([.5,.2])), SimpleNamespace(targets=['a','b']), Datasets(range(4), [[noop],[noop],[noop]], n_inp=1)], ids=lambda o: type(o).__name__)
 def test_labels_that_cannot_be_known(source):
     with pytest.raises(ValueError, match='labels=|class ids'): get_labels(getattr(source, 'train', source))
 
 @pytest.mark.parametrize('source', [TensorDataset(torch.zeros(3,2), torch.eye(3)), SimpleNamespace(labels=np.eye(4)), int_dsets(lambda i: tensor([1.,0,0])), [('x',(0,1))],
     DataBlock((TransformBlock, MultiCategoryBlock), get_y=lambda i: 'ab'[:i%3], splitter=IndexSplitter([0])).datasets(range(9)),
-    ConcatDataset([TensorDataset(torch.zeros(3,2), torch.eye(3))])], ids=str)
+    ConcatDataset([TensorDataset(torch.zeros(3,2), torch.eye(3))])], ids=lambda o: type(o).__name__)
 def test_labels_of_multi_label(source):
     with pytest.raises(ValueError, match='(?s)multi-label.*labels=.*weights='): get_labels(getattr(source, 'train', source))
 

@@ -1,10 +1,11 @@
 "Checkpoints, and runs that are resumed, chosen and measured."
 import numpy as np, pandas as pd, pytest, torch
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, ValueMetric, noop, nn, set_seed
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, ValueMetric, load_learner, noop, nn, set_seed
 from fastai.callback.all import ProgressCallback
 from torch.utils.data import TensorDataset
 from balmix_fastai.data import get_labels, stream_probs
 from balmix_fastai.datasets import ImageSet, read_images
+from balmix_fastai.posthoc import load_correction
 from balmix_fastai.sampling import class_probs, mixup_prior
 from balmix_fastai.run import Checkpoint, check_run, make_loss, resample, train_run
 
@@ -61,7 +62,9 @@ def test_resample(digits, sampling, q):
 @pytest.mark.parametrize('kw,says', [(dict(arch='resnet19'), 'resnet1'), (dict(sampling='x'), 'instance, class'), (dict(loss='x'), 'focal'), (dict(metric='x'), 'mcc'),
     (dict(metric='quadratic_kappa'), 'mcc'), (dict(tta='x'), 'hv'), (dict(augment='x'), 'paper'), (dict(opt='x'), 'sgd'), (dict(schedule='x'), 'plateau'),
     (dict(head='x'), 'linear'), (dict(epochs=0), 'epochs=0'), (dict(epochs=2.5), 'epochs=2.5'), (dict(bs=0), 'bs=0'), (dict(alpha=-.1), 'alpha=-0.1'),
-    (dict(mixup=float('nan')), 'mixup=nan'), (dict(alpha=.1, mixup=.1), 'mix twice'), (dict(lr=0), 'lr=0'), (dict(lr='fast'), "lr='fast'"), (dict(mom=1), 'mom=1'), (dict(wd=-1), 'wd=-1'),
+    (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixer='mix'), "mixer='mix'"), (dict(loss='ldam'), 'cosine'), (dict(head='cosine'), 'ldam'), (dict(loss='sord'), 'ordered'),
+    (dict(defer=True, loss='class_balanced'), 'defer'), (dict(two_stage='x'), 'two_stage'), (dict(posthoc='x'), 'posthoc'), (dict(loss='ldam', head='cosine', two_stage='ncm'), 'linear'),
+    (dict(lr=0), 'lr=0'), (dict(lr='fast'), "lr='fast'"), (dict(mom=1), 'mom=1'), (dict(wd=-1), 'wd=-1'),
     (dict(arch='small_cnn', pretrained=True), 'no weights'), (dict(alhpa=.2), 'alhpa'), (dict(data=1), 'data')])
 def test_bad_settings(kw, says):
     with pytest.raises(ValueError, match=says): check_run(**kw)
@@ -91,7 +94,7 @@ def small(digits, out, **kw):
     return train_run(digits, out, **{**dict(arch='small_cnn', epochs=2, lr=5e-3, bs=64, size=None, augment='none', tta='none', keep=False, progress=False), **kw})
 
 @pytest.mark.parametrize('kw,want', [
-    (dict(alpha=.2), lambda n: mixup_prior(n, .2)), (dict(alpha=0.), class_probs), (dict(alpha=0., mixup=.2), class_probs),
+    (dict(alpha=.2), lambda n: mixup_prior(n, .2)), (dict(alpha=0.), class_probs), (dict(mixer='mixup', alpha=.2), class_probs),
     (dict(alpha=0., sampling='class'), lambda n: class_probs(n, 0))])
 def test_label_mass_is_the_formula(digits, tmp_path, kw, want):
     assert np.allclose(small(digits, tmp_path, epochs=1, **kw)['label_mass'], want(digits.counts()))
@@ -105,7 +108,7 @@ def test_loader_processes_change_nothing(digits, tmp_path):
         pd.testing.assert_frame_equal(a, c, check_exact=True)
 
 def test_runs_repeat_and_seeds_differ(digits, tmp_path):
-    res = [small(digits, tmp_path/str(i), alpha=0., mixup=.2, seed=s)['test'] for i,s in enumerate((1,1,2))]
+    res = [small(digits, tmp_path/str(i), mixer='mixup', alpha=.2, seed=s)['test'] for i,s in enumerate((1,1,2))]
     assert res[0]==res[1]!=res[2]
 
 def test_last_is_the_last_epoch(digits, tmp_path):
@@ -148,4 +151,36 @@ def test_class_balanced_loss_against_the_formula():
     loss = make_loss('class_balanced', n)
     x,y = torch.randn(16,4,generator=torch.Generator().manual_seed(0)),torch.tensor([0,1,3,0]*4)
     want = torch.nn.functional.cross_entropy(x, y, weight=torch.tensor(w, dtype=torch.float))
-    assert torch.allclose(loss(x, y), want) and loss.func.weight.mean()==pytest.approx(1)
+    assert torch.allclose(loss(x, y), want) and loss.func.weight[n>0].mean()==pytest.approx(1)
+
+@pytest.mark.parametrize('kw', [dict(loss='balanced_softmax'), dict(loss='ldam', head='cosine', defer=True, alpha=0.), dict(loss='influence_balanced'), dict(loss='seesaw', mixer='remix', alpha=1.),
+    dict(mixer='cutmix', alpha=1.), dict(mixer='manifold'), dict(mixer='unimix', alpha=.8, loss='equalization'), dict(mixer='mamix', alpha=1., defer=True), dict(sampling='deferred', alpha=0.)])
+def test_recipes_run_and_repeat(digits, tmp_path, kw):
+    "Whole runs by name: a label mass that sums to 1, and the same numbers again"
+    a,b = (small(digits, tmp_path/o, **kw) for o in 'ab')
+    assert a['test']==b['test'] and np.isclose(sum(a['label_mass']), 1)
+
+def test_second_stages_start_from_the_chosen_weights(digits, tmp_path):
+    "Each differs from the first stage and repeats; tau-normalisation and class means need no randomness"
+    first = small(digits, tmp_path/'first')['test']
+    for o in ('retrain','scale','tau','ncm','disalign','mislas'):
+        a,b = (small(digits, tmp_path/f'{o}{i}', two_stage=o)['test'] for i in range(2))
+        assert a==b!=first
+
+def test_corrections_are_those_of_the_predictions(digits, tmp_path):
+    "From the uncorrected predictions and the saved correction come the corrected ones; the export has it"
+    raw = small(digits, tmp_path/'raw')
+    probs = lambda o: pd.read_csv(tmp_path/o/'predictions.csv').iloc[:,-10:].values
+    for o in ('logit_adjust','tau','temperature','bcts','vector','offsets'):
+        res = small(digits, tmp_path/o, posthoc=o, keep=o=='tau')
+        c = load_correction(tmp_path/o/'correction.json')
+        assert c.vocab==list(map(str, digits.vocab)) and np.allclose(c(probs('raw')), probs(o), atol=1e-5)
+        if o=='logit_adjust': assert np.allclose(c.bias, -np.log(mixup_prior(digits.counts(), .2)))
+        if o=='temperature': assert res['test']['accuracy']==raw['test']['accuracy']
+    assert load_learner(tmp_path/'tau'/'export.pkl').correction.vocab==list(map(str, digits.vocab))
+
+def test_a_balanced_softmax_has_nothing_to_adjust(digits, tmp_path):
+    "Its predictions are for equal shares already, so logit adjustment changes nothing"
+    small(digits, tmp_path/'a', loss='balanced_softmax')
+    small(digits, tmp_path/'b', loss='balanced_softmax', posthoc='logit_adjust')
+    assert np.allclose(load_correction(tmp_path/'b'/'correction.json').bias, np.log(10), atol=1e-5)
