@@ -198,4 +198,4 @@ def _warn(self:FollowPrior):
     if msg and msg!=self._said: warnings.warn(msg)
     self._said = msg
 
-if FollowPrior not in defaults.callbacks: defaults.callbacks.append(FollowPrior)
+defaults.callbacks = [o for o in defaults.callbacks if getattr(o, '__name__', '')!='FollowPrior']+[FollowPrior] # once, also where this is loaded twice

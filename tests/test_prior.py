@@ -1,7 +1,7 @@
 "The prior that is really trained on, losses that follow it, and warnings of what overshoots."
 import pickle, warnings
 import numpy as np, pytest, torch
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, nn, set_seed, tensor
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, defaults, nn, set_seed, tensor
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import SchedLin
 from balmix_fastai.data import *
@@ -126,6 +126,7 @@ def test_overshooting_is_said_once(make, parts):
 def test_what_fits_together_is_not_blamed(make): assert check_prior(make())==''
 
 def test_only_where_it_is_needed():
+    assert sum(o.__name__=='FollowPrior' for o in defaults.callbacks)==1
     assert not hasattr(learner(CrossEntropyLossFlat()), 'follow_prior') and not hasattr(learner(CrossEntropyLossFlat(), cbs=MixUp(.2)), 'follow_prior')
     for o in (learner(LDAMLoss()), learner(CELoss(), toy().balanced()), learner(CELoss(), cbs=BalancedMixUp())): assert hasattr(o, 'follow_prior')
 
