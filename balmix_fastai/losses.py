@@ -72,12 +72,12 @@ def _flat(self:ClassLoss, inp, targ):
     return z,y.reshape(-1).long()
 
 @patch
-def _know(self:ClassLoss, name, z):
-    "What is known of the classes, on the device and in the precision of the logits"
+def _know(self:ClassLoss, name, z, f=noop):
+    "`f` of what is known of the classes, computed where it is kept, on the device and in the precision of the logits"
     v = getattr(self, name)
     if v is None: raise ValueError(f"{type(self).__name__} has no {name}: pass counts=, the training images of each class, or use it in a Learner made after `balmix_fastai.prior` is imported.")
     if len(v)!=z.shape[1]: raise ValueError(f"{name} has {len(v)} classes, but the logits have {z.shape[1]}; pass one number per class.")
-    return v.to(z)
+    return f(v).to(z)
 
 # %% ../nbs/losses.ipynb #cafd8da2
 @patch
@@ -149,7 +149,8 @@ class ClassBalancedLoss(SoftFocalLoss):
         if not 0<=beta<1: raise ValueError(f"beta={beta} must lie in [0,1).")
         self.beta = beta
     def _items(self, z, y):
-        self.weight = class_weights(self._know('counts', z).cpu(), self.beta)
+        self._know('counts', z) # or say that they are not known
+        self.weight = class_weights(self.counts, self.beta)
         return super()._items(z, y)
 
 # %% ../nbs/losses.ipynb #326c93a2
@@ -158,8 +159,11 @@ def log_prior(
 )->Tensor: # shape (K,)
     "Logarithm of a prior, in which an absent class counts like the rarest one"
     p = torch.as_tensor(prior)
-    return (p/p.sum()).clamp(min=(p[p>0].min()/p.sum()).item()).log()
+    return (_floor(p)/p.sum()).log()
 
+def _floor(n): return n.clamp(min=n[n>0].min()) # an absent class counts like the rarest
+
+# %% ../nbs/losses.ipynb #6ac3fbd1
 class LogitAdjustedLoss(CELoss):
     "Cross-entropy of logits plus $\\tau\\log\\pi$ (Menon et al. 2021, eq. 10)"
     needs = ('prior',)
@@ -170,7 +174,7 @@ class LogitAdjustedLoss(CELoss):
         super().__init__(**kwargs)
         if not np.isfinite(tau): raise ValueError(f"tau={tau} must be a finite number.")
         self.tau = tau
-    def offset(self, z): return self.tau*log_prior(self._know('prior', z))
+    def offset(self, z): return self.tau*self._know('prior', z, log_prior)
     def adjust(self, z): return z+self.offset(z)
 
 class BalancedSoftmaxLoss(LogitAdjustedLoss):
@@ -192,8 +196,7 @@ class VSLoss(LogitAdjustedLoss):
         if not gamma>=0: raise ValueError(f"gamma={gamma} must be 0 or more.")
         self.gamma = gamma
     def adjust(self, z):
-        n = self._know('counts', z)
-        z = z*(n.clamp(min=n[n>0].min())/n.max())**self.gamma
+        z = z*self._know('counts', z, lambda n: (_floor(n)/n.max())**self.gamma)
         return z+self.offset(z) if self.tau else z
 
 class CDTLoss(VSLoss):
@@ -224,10 +227,7 @@ class LDAMLoss(ClassLoss):
         for k,v in dict(max_m=max_m, s=s).items():
             if not (np.isfinite(v) and v>0): raise ValueError(f"{k}={v} must be a number greater than 0.")
         self.max_m,self.s = max_m,s
-    def margins(self, z):
-        n = self._know('counts', z)
-        least = n[n>0].min()
-        return self.max_m*(least/n.clamp(min=least))**.25
+    def margins(self, z): return self._know('counts', z, lambda n: self.max_m*(_floor(n).min()/_floor(n))**.25)
     def each(self, z):
         own = self.s*(z-self.margins(z))
         return torch.logaddexp(own, _lse_others(self.s*z))-own
@@ -250,8 +250,7 @@ class SeesawLoss(ClassLoss):
         if not (p>=0 and q>=0 and eps>0): raise ValueError(f"p={p} and q={q} must be 0 or more, eps={eps} greater than 0.")
         self.p,self.q,self.eps = p,q,eps
     def of(self, z, y):
-        n,s = self._know('counts', z),z.detach().softmax(1)
-        n = n.clamp(min=n[n>0].min()).log()
+        n,s = self._know('counts', z, lambda n: _floor(n).log()),z.detach().softmax(1)
         mitigation = self.p*(n-n[y][:,None]).clamp(max=0)
         own = s.gather(1, y[:,None]).clamp(min=self.eps)
         compensation = self.q*(s/own).clamp(min=1).log()
@@ -301,7 +300,7 @@ class InfluenceBalancedLoss(CELoss):
         if self.features is None or len(self.features)!=len(z):
             raise ValueError("InfluenceBalancedLoss has no features of these items: use it in a Learner made after `balmix_fastai.prior` is imported.")
         h = self.features.detach().flatten(1).to(z).abs().sum(1)
-        w = torch.as_tensor(class_weights(self._know('counts', z).cpu(), None)).to(z)
+        w = self._know('counts', z, lambda n: tensor(class_weights(n, None)))
         return w*self.alpha/(2*(1-z.detach().softmax(1))*h[:,None]+self.eps) # the distance of p from one class is 2(1-p_k)
     def each(self, z): return super().each(z)*self._factor(z) if self.progress>=self.start else super().each(z)
     def of(self, z, y): return ClassLoss.of(self, z, y)
