@@ -13,6 +13,7 @@ import json, re
 from fastai.basics import *
 
 from .report import *
+from .report import _md_table
 from .run import _bar, _write_json
 
 # %% ../nbs/tables.ipynb #7e145a15
@@ -181,12 +182,7 @@ def verdict(self:StudyResults,
     no = t[~(t.p_holm<.05)]
     return res + (f"not told apart are {', '.join(say(o) for _,o in no.iterrows())}." if len(no) else "all are told apart.")
 
-# %% ../nbs/tables.ipynb #ad514bf9
-def _md(df):
-    "Data frame of strings as a markdown table"
-    line = lambda cells: '| ' + ' | '.join(map(str, cells)) + ' |'
-    return '\n'.join([line([df.index.name or '', *df]), line(['---']*(len(df.columns)+1)), *(line([i, *r]) for i,r in zip(df.index, df.values))])
-
+# %% ../nbs/tables.ipynb #9229dc25
 @patch
 def to_markdown(self:StudyResults)->str:
     "The report"
@@ -196,9 +192,9 @@ def to_markdown(self:StudyResults)->str:
         f"Measured on the {what}; training images per class {m['counts'][0]}."]
     if m['missing']: res.append(f"**{m['missing']} runs of the study are missing.**")
     if m['split']=='valid': res.append("**There is no test part: these are the images that chose the checkpoint, if one was chosen, and the figures are optimistic.**")
-    res += [f"Percent, {m['centre']} ± standard deviation over runs" + (", [95 % interval of the mean over test images]" if len(m['n'])==1 else "") + ":", _md(self.to_frame())]
+    res += [f"Percent, {m['centre']} ± standard deviation over runs" + (", [95 % interval of the mean over test images]" if len(m['n'])==1 else "") + ":", _md_table(self.to_frame())]
     for k in m['table']:
-        if len(self.pairs): res += [f"## {k}, against {m['reference']}", _md(self.against(k)), self.verdict(k)]
+        if len(self.pairs): res += [f"## {k}, against {m['reference']}", _md_table(self.against(k)), self.verdict(k)]
     common = {k:v for k,v in first(m['arms'].values()).items() if all(k in o and o[k]==v for o in m['arms'].values())}
     options = lambda o: ', '.join(f'{k} {v}' for k,v in o.items()) or 'as the protocol'
     arms = '\n'.join(f"- {a}: {options({k:v for k,v in o.items() if k not in common})}" for a,o in m['arms'].items())
