@@ -99,6 +99,9 @@ def __call__(self:ClassLoss,
     with torch.autocast(z.device.type, enabled=False): loss,n = self._items(z, y)
     return loss if self.reduction=='none' else loss.sum() if self.reduction=='sum' else loss.sum()/n.sum()
 
+# %% ../nbs/losses.ipynb #4b22b2c1
+def _loss_of(learn): return getattr(getattr(learn.loss_func, '__self__', None), 'old_lf', learn.loss_func)
+
 # %% ../nbs/losses.ipynb #807cd3d8
 class CELoss(ClassLoss):
     "Cross-entropy of adjusted logits"

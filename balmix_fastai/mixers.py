@@ -125,7 +125,8 @@ class BalancedCutMix(_BetaMixer):
     def mix(self, xb, xb1):
         x,x1 = xb[0],xb1[0]
         if len(xb)>1 or x.ndim!=4 or x.shape!=x1.shape: raise ValueError(f"BalancedCutMix pastes image batches of one size, shape (N,C,H,W), but got {[tuple(o.shape) for o in (*xb, *xb1)]}.")
-        self._side = h,w = x.shape[-2:]
+        h,w = x.shape[-2:]
+        if self._side!=(h,w): self._side,self._means = (h,w),{}
         box = [_patch_ends(self._rng.integers(m), int(m*self._lam**.5), m) for m in (h, w)]
         (a,b),(c,d) = box
         new = x.clone()

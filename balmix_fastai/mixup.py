@@ -53,7 +53,7 @@ class PairedMixer(Callback):
     def _init_state(self):
         super()._init_state()
         self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = None
-        self._lams,self._lam,self._lam_y,self._epoch,self._pct = [],None,None,None,None
+        self._lams,self._lam,self._lam_y,self._epoch,self._pct,self._means = [],None,None,None,None,{}
 
     def __deepcopy__(self, memo):
         res = memo[id(self)] = object.__new__(type(self))
@@ -132,7 +132,7 @@ def _read_labels(self:PairedMixer, base):
         ids,counts = _ids_counts(self.learn.dls, self.labels)
         if (counts>0).sum()<2: raise ValueError(f"labels hold {(counts>0).sum()} class of {len(counts)}; balancing needs items of at least two classes.")
         self._ids,self._source = ids,(base.dataset, self.labels)
-        self._sampler = ClassSampler(ids, n_classes=len(counts), seed=0)
+        self._sampler,self._means = ClassSampler(ids, n_classes=len(counts), seed=0),{}
     if not callable(self.q): self._sampler.probs = class_probs(self._sampler.counts, self.q)
 
 # %% ../nbs/mixup.ipynb #6f2a73b5
@@ -173,7 +173,9 @@ def label_mass(self:PairedMixer,
     if self._sampler is None: self._read_labels(_unwrap(self.learn.dls.train))
     pct = self.start if self._pct is None else self._pct
     if not self._mixes(pct): return probs
-    lam,r = np.asarray(self.mean_lam(self._alpha_at(pct))),self._partner_probs(pct)
+    a,r = self._alpha_at(pct),self._partner_probs(pct)
+    if a not in self._means: self._means = {a: np.asarray(self.mean_lam(a))} # the same for all steps, unless alpha is scheduled
+    lam = self._means[a]
     if lam.ndim==0: return (1-lam)*probs + lam*r
     return probs*(1-lam@r) + r*(probs@lam) # of class i and partner j the label has lam[i,j] of j
 

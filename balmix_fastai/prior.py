@@ -14,6 +14,7 @@ from .sampling import *
 from .data import *
 from .data import _ids_counts, _unwrap, _vocab
 from .losses import *
+from .losses import _loss_of
 from .heads import *
 
 # %% ../nbs/prior.ipynb #2949ac43
@@ -32,10 +33,6 @@ class _Stream:
     def __init__(self, learn, labels=None):
         self.dataset,(self.ids,self.counts) = _unwrap(learn.dls.train).dataset,_ids_counts(learn.dls, labels)
     def probs(self, learn): return stream_probs(_unwrap(learn.dls.train), self.counts, self.ids)
-
-def _loss_of(learn):
-    "The loss of `learn`, also while fastai's `MixUp` has swapped it"
-    return getattr(getattr(learn.loss_func, '__self__', None), 'old_lf', learn.loss_func)
 
 def _shares(learn, stream, probs):
     "Share of each class among images, after sampling, mixing, weights, and in what is predicted"

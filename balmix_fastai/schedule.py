@@ -14,6 +14,7 @@ from .sampling import *
 from .data import *
 from .data import _ids_counts, _unwrap
 from .losses import *
+from .losses import _loss_of
 
 # %% ../nbs/schedule.ipynb #c9befc8d
 class _ScheduledSampling(Callback):
@@ -42,7 +43,6 @@ class DeferredResampling(_ScheduledSampling):
 class DeferredReweighting(Callback):
     "Class weights for the loss at the end of a fit (Cao et al. 2019, section 3.3)"
     run_valid,order = False,0 # before `FollowPrior` (1)
-    _stateattrs = ('_now','_old')
     def __init__(self,
         start:float=.8, # Share of training, in [0,1), at which it begins
         beta:float|None=.9999, # $\beta$ of `class_weights` (.9999 in the paper); `None` for weights of $1/n_k$
@@ -67,7 +67,7 @@ class DeferredReweighting(Callback):
 # %% ../nbs/schedule.ipynb #22950cd0
 def _weighted(learn):
     "The object that holds the class weights of the loss"
-    loss = getattr(getattr(learn.loss_func, '__self__', None), 'old_lf', learn.loss_func) # fastai's `MixUp` swaps it
+    loss = _loss_of(learn)
     res = loss if hasattr(loss, 'weight') else getattr(loss, 'func', None)
     if not hasattr(res, 'weight') or isinstance(loss, ClassBalancedLoss):
         raise ValueError(f"DeferredReweighting needs a loss without weights of its own, and with a place for them; {loss} is none. Try CELoss or CrossEntropyLossFlat.")
