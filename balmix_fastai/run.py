@@ -201,7 +201,7 @@ def train_run(
     fp16:bool=False, # Mixed precision? Needs a GPU
     workers:int=0, # Loader processes
     resume:bool=False, # Go on from the state in `out`, if there is one?
-    keep:bool=True, # Keep weights, the exported learner and pictures, too?
+    keep:bool|str=True, # Keep weights, the exported learner and pictures, too? 'weights' keeps weights only
     progress:bool=True, # Show bars, or lines in a log?
     cbs=None # More callbacks
 )->dict: # Metrics of each split, the label mass of the last epoch, the best epoch, and the learning rate
@@ -228,7 +228,7 @@ def train_run(
     if two_stage!='none':
         set_seed(seed)
         with _bars_or_lines(learn) if progress else _quiet(learn): _stages[two_stage](learn, seed)
-    res = _measure(learn, data, out, tta, posthoc, metric, keep, dict(info, seconds=round(time.time()-start)))
+    res = _measure(learn, data, out, tta, posthoc, metric, keep==True, dict(info, seconds=round(time.time()-start)))
     if not keep:
         for name in ('best.pth','state.pth'): (out/name).unlink(missing_ok=True)
     return res
@@ -277,19 +277,21 @@ def _find_lr(learn, out):
         (out/learn.model_dir).rmdir() # fastai's folder for the weights before the search, now empty
     return json.loads(file.read_text())
 
-def _write_json(file, o):
+def _write_whole(file, data):
     "Write all of it or nothing"
     tmp = file.with_suffix('.tmp')
-    tmp.write_text(json.dumps(o, indent=1))
+    tmp.write_bytes(data)
     os.replace(tmp, file)
 
+def _write_json(file, o): _write_whole(file, json.dumps(o, indent=1).encode())
+
+# %% ../nbs/run.ipynb #2ad30ffb
 def _label_mass(learn):
     "Share of each class in the labels"
     for cb in learn.cbs:
         if isinstance(cb, PairedMixer): cb.before_fit()
     return prior_table(learn).mixing.tolist()
 
-# %% ../nbs/run.ipynb #66c4ff78
 def _correct(learn, data, out, posthoc, metric, probs, targs):
     "Fit the correction, attach it to `learn`, and save it"
     c = _posthoc[posthoc](to_np(probs), to_np(targs), output_prior(learn) if posthoc in ('logit_adjust','tau') else None, metric if metric in _scores else 'balanced_accuracy')

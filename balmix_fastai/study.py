@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from .datasets import *
 from .layouts import *
 from .run import *
-from .run import _show_bars, _write_json
+from .run import _show_bars, _write_json, _write_whole
 from .tables import *
 from .tables import _save_preds
 
@@ -146,7 +146,10 @@ def _check_out(self:Study, out):
         diff = [f"{k} {new.get(k)!r}, was {old.get(k)!r}" for k in {**new, **old} if new.get(k)!=old.get(k)]
         if diff: raise ValueError(f"{f.parent} holds this run with other settings: {'; '.join(diff)}. Choose another folder, or delete that run.")
 
-# %% ../nbs/study.ipynb #ac81faaf
+# %% ../nbs/study.ipynb #f5f92231
+@patch
+def _done(self:Study, d): return len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() else 0
+
 @patch
 def _epochs_left(self:Study, out):
     "Epochs that remain, at most"
@@ -154,8 +157,37 @@ def _epochs_left(self:Study, out):
     for run in self.runs:
         d = self._dir(out, run)
         if (d/'metrics.json').exists(): continue
-        res += self.arms[run.arm].get('epochs', 30) - (len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() else 0)
+        res += self.arms[run.arm].get('epochs', 30) - self._done(d)
     return res
+
+# %% ../nbs/study.ipynb #dc1eadf5
+_afterwards = 'two_stage','posthoc','tta' # options of `train_run` that training does not depend on
+_trained = 'lr.json','log.csv','best.pth','state.pth'
+
+@patch
+def _twins(self:Study, run):
+    "Runs that train as `run` does, itself among them"
+    def training(arm): return {k:v for k,v in self.arms[arm].items() if k not in _afterwards}
+    return [run._replace(arm=a) for a in self.arms if training(a)==training(run.arm)]
+
+@patch
+def _borrow(self:Study, run, out):
+    "Take what a finished twin has trained; all of it, or nothing"
+    d = self._dir(out, run)
+    for o in (self._dir(out, t) for t in self._twins(run)):
+        if not (o/'metrics.json').exists(): continue
+        try: files = {k: (o/k).read_bytes() for k in _trained if k!='lr.json' or (o/k).exists()}
+        except FileNotFoundError: continue # it has not left them
+        for k,v in files.items(): _write_whole(d/k, v)
+        return
+
+@patch
+def _tidy(self:Study, run, out):
+    "Remove the weights that no twin is waiting for"
+    ds = [self._dir(out, t) for t in self._twins(run)]
+    if not all((o/'metrics.json').exists() for o in ds): return
+    for o in ds:
+        for k in ('best.pth','state.pth'): (o/k).unlink(missing_ok=True)
 
 # %% ../nbs/study.ipynb #2357c004
 @patch
@@ -170,8 +202,12 @@ def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'failed', or 'bus
         if (d/'metrics.json').exists(): return 'done'
         if (d/'error.txt').exists(): return 'busy'
         _write_json(d/'config.json', self._config(run))
-        done = len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() else 0
-        train_run(self.sets[run.fold], d, **self.arms[run.arm], seed=run.seed, workers=workers, resume=True, keep=False, progress=False, cbs=_Tick(tick, done))
+        if not (d/'state.pth').exists():
+            self._borrow(run, out)
+            for _ in range(self._done(d)): tick()
+        train_run(self.sets[run.fold], d, **self.arms[run.arm], seed=run.seed, workers=workers, resume=True, keep='weights', progress=False,
+            cbs=_Tick(tick, self._done(d)))
+        self._tidy(run, out)
         return 'done'
     except Exception: # one run's failure must not end the others; it is kept and reported
         (d/'error.txt').write_text(traceback.format_exc())

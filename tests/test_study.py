@@ -1,8 +1,9 @@
 "Studies: what they refuse, that they repeat, resume, share work, and survive a run that dies."
-import os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pytest, yaml
 from filelock import FileLock
 from balmix_fastai.datasets import ImageSet, read_images
+from balmix_fastai import run as run_module
 from balmix_fastai.study import Run, Study, read_study, studies
 
 fast = dict(arch='small_cnn', epochs=1, lr=5e-3, size=None, augment='none', tta='none')
@@ -66,6 +67,48 @@ def test_shared_work_gives_the_same_numbers(digits, tmp_path):
     for k in a:
         pd.testing.assert_frame_equal(a[k], b[k], check_exact=True)
         pd.testing.assert_frame_equal(a[k], c[k], check_exact=True)
+
+after = {'plain':{}, 'retrained':dict(two_stage='retrain'), 'adjusted':dict(posthoc='logit_adjust'), 'mixed':dict(alpha=.2),
+    'mixed, adjusted':dict(alpha=.2, posthoc='tau', two_stage='mislas'), 'tta':dict(tta='h')}
+
+def test_what_trains_alike_trains_once(digits, tmp_path, monkeypatch):
+    "Second stages and corrections begin from the weights of a finished twin, and nobody can tell it from the numbers"
+    own,fits = run_module.fit_schedule,[]
+    def spy(learn, schedule, epochs, lr, metric, done, *args):
+        fits.append(epochs-done)
+        return own(learn, schedule, epochs, lr, metric, done, *args)
+    monkeypatch.setattr(run_module, 'fit_schedule', spy)
+    s = Study(digits, after, fast, seeds=2)
+    ticks = []
+    monkeypatch.setattr(Study, '_in_line', lambda self,out,workers,threads,tick,f=Study._in_line: f(self, out, workers, threads, lambda: (ticks.append(1), tick())))
+    assert s.run(tmp_path/'all', progress=False)=={}
+    n = fast['epochs']
+    assert fits==[n,0,0,n,0,0]*2 and len(ticks)==12*n==s._epochs_left(tmp_path/'none')
+    assert not list((tmp_path/'all').rglob('*.pth')) and not list((tmp_path/'all').rglob('*.tmp'))
+    both = predictions(tmp_path/'all')
+    for a in after:
+        assert Study(digits, {a:after[a]}, fast, seeds=2).run(tmp_path/'alone', progress=False)=={}
+    assert fits[12:]==[n]*12
+    alone = predictions(tmp_path/'alone')
+    assert len(both)==12
+    for k in both:
+        pd.testing.assert_frame_equal(both[k], alone[k], check_exact=True)
+        a,b = (json.loads((tmp_path/o/'runs'/k/'metrics.json').read_text()) for o in ('all','alone'))
+        assert {**a, 'seconds':0}=={**b, 'seconds':0}
+    assert not both['plain-s0'].equals(both['adjusted-s0']) and not both['plain-s0'].equals(both['retrained-s0'])
+
+def test_weights_wait_for_the_last_twin(digits, tmp_path):
+    "A runner that leaves early, and one that comes later; a twin that has not left its weights is no hindrance"
+    few = {k: after[k] for k in ('plain','retrained','adjusted')}
+    s = Study(digits, few, fast, seeds=1)
+    plain,retrained,adjusted = s.runs
+    assert s._do(plain, tmp_path)==s._do(adjusted, tmp_path)=='done'
+    left = {o.parent.name for o in tmp_path.rglob('state.pth')}
+    assert left=={'plain-s0','adjusted-s0'}
+    (tmp_path/'runs'/'plain-s0'/'best.pth').unlink()
+    assert s._do(retrained, tmp_path)=='done' and not list(tmp_path.rglob('*.pth'))
+    assert Study(digits, few, fast, seeds=1).run(tmp_path/'b', progress=False)=={}
+    for k,v in predictions(tmp_path).items(): pd.testing.assert_frame_equal(v, predictions(tmp_path/'b')[k], check_exact=True)
 
 def test_a_run_that_another_runner_does_is_left_to_it(digits, tmp_path):
     s = Study(digits, arms, fast, seeds=1)
