@@ -33,17 +33,27 @@ def QuadraticKappa(
     "Cohen's kappa with weights $(i-j)^2$ of the class ids, also where ids between them do not occur"
     return skm_to_fastai(_quadratic_kappa, axis=axis, name='quadratic_kappa')
 
+# %% ../nbs/metrics.ipynb #35d6124c
+def _numpy(o): return o.detach().cpu().numpy() if hasattr(o, 'detach') else np.asarray(o)
+
+def _check_ids(ids, p, name):
+    "`ids` as numpy array of one class id for each row of `p`"
+    t = _numpy(ids)
+    if t.shape!=p.shape[:1]: raise ValueError(f"{name} has shape {t.shape}, but probs {p.shape}; pass one class id per item, shape ({len(p)},).")
+    if not len(t): raise ValueError(f"probs and {name} are empty; there is nothing to measure.")
+    if t.dtype.kind not in 'iu': raise ValueError(f"{name} holds {t.dtype} values; pass integer class ids 0..{p.shape[1]-1}.")
+    bad = t[(t<0) | (t>=p.shape[1])]
+    if bad.size: raise ValueError(f"{name} holds the class id {bad[0]}, but probs has {p.shape[1]} classes; ids run from 0 to {p.shape[1]-1}.")
+    return t
+
+def _check_guess(guess, p): return p.argmax(1) if guess is None else _check_ids(guess, p, 'guess')
+
 # %% ../nbs/metrics.ipynb #2c95a19d
 def _check_probs(probs, targs):
     "`probs` and `targs` as numpy arrays that metrics can be computed of"
-    p,t = (o.detach().cpu().numpy() if hasattr(o, 'detach') else np.asarray(o) for o in (probs, targs))
+    p = _numpy(probs)
     if p.ndim!=2 or p.shape[1]<2: raise ValueError(f"probs has shape {p.shape}; pass one probability per item and class, shape (N,K) with K of 2 or more.")
-    if t.shape!=p.shape[:1]: raise ValueError(f"targs has shape {t.shape}, but probs {p.shape}; pass one class id per item, shape ({len(p)},).")
-    if not len(t): raise ValueError("probs and targs are empty; there is nothing to measure.")
-    if t.dtype.kind not in 'iu': raise ValueError(f"targs holds {t.dtype} values; pass integer class ids 0..{p.shape[1]-1}.")
-    bad = t[(t<0) | (t>=p.shape[1])]
-    if bad.size: raise ValueError(f"targs holds the class id {bad[0]}, but probs has {p.shape[1]} classes; ids run from 0 to {p.shape[1]-1}.")
-    p = p.astype(np.float64)
+    t,p = _check_ids(targs, p, 'targs'),p.astype(np.float64)
     if not np.isfinite(p).all(): raise ValueError("probs holds nan or infinite values; has the training diverged? Pass finite probabilities.")
     off = abs(p.sum(1)-1).max()
     if p.min()<0 or off>.01: raise ValueError(f"probs must be in [0,1] with rows that sum to 1; smallest value {p.min():.3g}, a sum off by {off:.3g}. Are they logits?")
@@ -90,11 +100,12 @@ def paper_metrics(
 def imbalance_metrics(
     probs, # Probability of each class, array or tensor, shape (N,K); the guess is the argmax
     targs, # True class ids 0..K-1, integers, shape (N,)
-    ordinal:bool=False # Does the order of the classes mean something? Then `quadratic_kappa` and `kendall_tau` are added
+    ordinal:bool=False, # Does the order of the classes mean something? Then `quadratic_kappa` and `kendall_tau` are added
+    guess=None # Decided class ids, shape (N,), where another rule than the argmax decided, such as cut points
 )->dict: # Name to float; `nan` where a value is not defined
     "The values of `paper_metrics`, computed from probabilities"
     p,t = _check_probs(probs, targs)
-    g = p.argmax(1)
+    g = _check_guess(guess, p)
     bacc,f1 = skm.recall_score(t, g, labels=np.unique(t), average='macro'),skm.f1_score(t, g, average='macro')
     res = dict(accuracy=(t==g).mean(), balanced_accuracy=bacc, macro_f1=f1, mcc=skm.matthews_corrcoef(t, g), macro_auroc=macro_auroc(p, t))
     if ordinal: res.update(quadratic_kappa=_quadratic_kappa(t, g), kendall_tau=_kendall_tau(t, g))

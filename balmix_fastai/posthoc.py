@@ -234,6 +234,10 @@ class CutPoints(_Fitted):
         if self.vocab is not None and len(self.vocab)!=len(self.cuts)+1: raise ValueError(f"vocab has {len(self.vocab)} names, but cuts are for {len(self.cuts)+1} grades.")
 
     def __repr__(self): return f"CutPoints({self.how or 'unnamed'}; {np.round(self.cuts, 3).tolist()})"
+    def __call__(self, probs, vocab=None):
+        "The probabilities as they are: cuts only decide"
+        self._check_vocab(vocab)
+        return probs
     def expected(self, probs):
         "Expected grade, shape (N,)"
         return _probs(to_np(probs) if isinstance(probs, Tensor) else probs, len(self.cuts)+1)@np.arange(len(self.cuts)+1)
@@ -320,4 +324,4 @@ def corrected_preds(self:Learner,
     c = getattr(self, 'correction', None)
     if c is None: raise ValueError("This learner has no correction; fit one on validation and call learn.attach.")
     probs,targs = self.flip_tta(ds_idx, dl=dl, axes=axes, act=act)
-    return c(probs) if isinstance(c, Correction) else probs, tensor(c.predict(probs)), targs
+    return c(probs), tensor(c.predict(probs)), targs

@@ -15,7 +15,7 @@ from fastai.basics import *
 
 from .sampling import *
 from .metrics import *
-from .metrics import _bin, _both, _check_bins, _check_probs, _eps, _shot_names
+from .metrics import _bin, _both, _check_bins, _check_guess, _check_probs, _eps, _shot_names
 from .data import get_labels, _vocab
 from .tta import *
 from .tta import _activation, _FlipTTA
@@ -94,13 +94,13 @@ def _tau_b(cm):
 
 class _Weighted:
     "All metrics of weighted items, for many sets of weights at once"
-    def __init__(self, probs, targs, bins, ordinal=False, shot=None):
-        (n,k),guess = probs.shape,probs.argmax(1)
-        conf,truth,right = probs.max(1),np.eye(k)[targs],guess==targs
+    def __init__(self, probs, targs, guess, bins, ordinal=False, shot=None):
+        n,k = probs.shape
+        truth,right = np.eye(k)[targs],guess==targs
         rows = lambda ids,vals,m: csr_matrix((vals, (ids, np.arange(n))), shape=(m,n))
         self.k,self.probs = k,np.ascontiguousarray(probs.T)
         self.true,self.guess,self.hit = rows(targs, np.ones(n), k),rows(guess, np.ones(n), k),rows(targs, right*1., k)
-        self.gap = rows(_bin(conf, bins), right-conf, bins)
+        self.gap = rows(_bin(probs.max(1), bins), (probs.argmax(1)==targs)-probs.max(1), bins)
         cells = (_bin(probs, bins)+bins*np.arange(k)).ravel()
         self.class_gap = csr_matrix(((truth-probs).ravel(), (cells, np.repeat(np.arange(n), k))), shape=(k*bins,n))
         self.sums = np.stack([-np.log(np.maximum(probs[np.arange(n),targs], _eps)), ((probs-truth)**2).sum(1)])
@@ -207,6 +207,7 @@ class ImbalanceReport(_Tables):
         train_counts=None, # Training images of each class, shape (K,), for the shot groups
         ordinal:bool=False, # Does the order of the classes mean something? Then `quadratic_kappa` and `kendall_tau` are added
         groups=None, # What each item belongs to, such as its patient, shape (N,); whole groups are resampled. `None`: items are independent
+        guess=None, # Decided class ids, shape (N,), where another rule than the argmax decided, such as `CutPoints`; calibration and ranking stay with `probs`
         shots:tuple=(100,20), # Borders of many, medium and few in training images, as in `shot_groups` (Liu et al. 2019, section 4)
         cuts:tuple|None=None, # Borders in classes instead, as in `shot_groups`
         bins:int=15, # Bins of the calibration errors (15 in Guo et al. 2017)
@@ -217,7 +218,7 @@ class ImbalanceReport(_Tables):
     ):
         _check_boot(n_boot, level)
         self.probs,self.targs = _check_probs(probs, targs)
-        n,k = self.probs.shape
+        self.guess,(n,k) = _check_guess(guess, self.probs),self.probs.shape
         self.vocab = [str(o) for o in (range(k) if vocab is None else vocab)]
         if len(self.vocab)!=k or len(set(self.vocab))<k: raise ValueError(f"vocab={self.vocab} must hold {k} different names, one for each class of probs.")
         self.train_counts = None if train_counts is None else np.asarray(train_counts.cpu() if isinstance(train_counts, Tensor) else train_counts)
@@ -226,7 +227,7 @@ class ImbalanceReport(_Tables):
         self.shot = None if train_counts is None else shot_groups(self.train_counts, shots, cuts)
         self.groups,self.bins,self.ordinal,self.shots,self.cuts = _group_ids(groups, n),_check_bins(bins),ordinal,shots,cuts
         self.n_boot,self.level,self.seed,self.title = n_boot,level,seed,title or 'Report'
-        calc = _Weighted(self.probs, self.targs, self.bins, ordinal, self.shot)
+        calc = _Weighted(self.probs, self.targs, self.guess, self.bins, ordinal, self.shot)
         one,runs = calc(np.ones((n,1))),[calc(w) for w in _resamples(self.targs, self.groups, n_boot, seed)]
         self.boot,boot = ({k: np.concatenate([v[:0], *(r[i][k] for r in runs)]) for k,v in o.items()} for i,o in enumerate(one))
         self._metrics({k: v[0] for k,v in one[0].items()})
@@ -240,14 +241,14 @@ class ImbalanceReport(_Tables):
     @property
     def right(self):
         "Is the guess right, for each item? Shape (N,)"
-        return self.probs.argmax(1)==self.targs
+        return self.guess==self.targs
 
 # %% ../nbs/report.ipynb #b8a3f95c
 @patch
 def _metrics(self:ImbalanceReport, val):
     "Set `metrics`: the values `val`, where there are such from the functions that everybody uses, and intervals"
     args = self.probs,self.targs
-    val.update(imbalance_metrics(*args, self.ordinal), macro_auprc=macro_auprc(*args), nll=nll(*args), brier=brier(*args),
+    val.update(imbalance_metrics(*args, self.ordinal, self.guess), macro_auprc=macro_auprc(*args), nll=nll(*args), brier=brier(*args),
         ece=ece(*args, self.bins), classwise_ece=classwise_ece(*args, self.bins))
     low,high = np.stack([_quantiles(self.boot[k], self.level) for k in val], 1)
     self.metrics = pd.DataFrame(dict(value=list(val.values()), low=low, high=high), index=pd.Index(list(val), name='metric'))
@@ -255,7 +256,7 @@ def _metrics(self:ImbalanceReport, val):
 @patch
 def _per_class(self:ImbalanceReport, val, boot):
     "Set `per_class`: Wilson intervals for shares, bootstrap intervals for the rest"
-    guess,k = self.probs.argmax(1),len(self.vocab)
+    guess,k = self.guess,len(self.vocab)
     true,called = self.counts,np.bincount(guess, minlength=k)
     hits = np.bincount(guess[self.right], minlength=k)
     df = pd.DataFrame(index=pd.Index(self.vocab, name='class'))
@@ -452,7 +453,7 @@ def _plot_reliability(self:ImbalanceReport, ax):
 @patch
 def _plot_confusion(self:ImbalanceReport, ax):
     k = len(self.vocab)
-    cm = np.bincount(self.targs*k+self.probs.argmax(1), minlength=k*k).reshape(k, k)
+    cm = np.bincount(self.targs*k+self.guess, minlength=k*k).reshape(k, k)
     share = np.divide(cm, cm.sum(1, keepdims=True), out=np.zeros((k,k)), where=cm.sum(1, keepdims=True)>0)
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
     if k<=12:

@@ -69,21 +69,25 @@ def make_loss(
     if name not in _losses: raise ValueError(f"loss={name!r} is not known; choose one of {', '.join(_losses)}.")
     return _losses[name](counts)
 
-# %% ../nbs/run.ipynb #4efdb23a
-def _rng_state(dl):
-    "State of every generator that an epoch draws from"
-    res = dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), loader=dl.rng.getstate())
-    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
-    if getattr(dl, 'sampler', None) is not None: res['sampler'] = dl.sampler.rng.bit_generator.state
-    return res
+# %% ../nbs/run.ipynb #a6265466
+def _generators(learn):
+    "numpy's generators that parts of the training own"
+    parts = dict(sampler=getattr(learn.dls.train, 'sampler', None), loss=learn.loss_func)
+    return {k: o.rng.bit_generator for k,o in parts.items() if isinstance(getattr(o, 'rng', None), np.random.Generator)}
 
-def _set_rng_state(dl, s):
+def _rng_state(learn):
+    "State of every generator that an epoch draws from"
+    res = dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), loader=learn.dls.train.rng.getstate())
+    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
+    return {**res, **{k: g.state for k,g in _generators(learn).items()}}
+
+def _set_rng_state(learn, s):
     random.setstate(s['python'])
     np.random.set_state(s['numpy'])
     torch.set_rng_state(s['torch'].cpu()) # loading the state to a GPU has taken it along
-    dl.rng.setstate(s['loader'])
+    learn.dls.train.rng.setstate(s['loader'])
     if 'cuda' in s and torch.cuda.is_available(): torch.cuda.set_rng_state_all([o.cpu() for o in s['cuda']])
-    if 'sampler' in s: dl.sampler.rng.bit_generator.state = s['sampler']
+    for k,g in _generators(learn).items(): g.state = s[k]
 
 # %% ../nbs/run.ipynb #38e34793
 class Checkpoint(Callback):
@@ -112,7 +116,7 @@ class Checkpoint(Callback):
 
     def before_epoch(self):
         if self._state is None or self.learn.epoch!=len(self.rows): return
-        _set_rng_state(self.learn.dls.train, self._state['rng'])
+        _set_rng_state(self.learn, self._state['rng'])
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = self._state['smooth_loss']
         if getattr(self.learn, 'scaler', None) is not None: self.learn.scaler.load_state_dict(self._state['scaler'])
         self._state = None
@@ -129,7 +133,7 @@ class Checkpoint(Callback):
         pd.DataFrame(self.rows).to_csv(self.path/'log.csv', index=False)
         scaler,smooth = getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
         self._write('state.pth', dict(model=self.learn.model.state_dict(), opt=self.learn.opt.state_dict(), rows=self.rows, best=self.best,
-            best_epoch=self.best_epoch, rng=_rng_state(self.learn.dls.train), smooth_loss=(smooth.count, smooth.val),
+            best_epoch=self.best_epoch, rng=_rng_state(self.learn), smooth_loss=(smooth.count, smooth.val),
             scaler=None if scaler is None else scaler.state_dict()))
 
     def _write(self, name, o):
@@ -158,6 +162,7 @@ def check_run(
     if o.defer and o.loss in ('class_balanced','label_smoothing','quadratic_kappa'): raise ValueError(f"defer: the loss {o.loss} has weights of its own or none to set; use ce, focal, ldam or another.")
     for k,v in dict(mixer=_mixers, two_stage=_stages, posthoc=_posthoc).items():
         if getattr(o, k) not in v: raise ValueError(f"{k}={getattr(o, k)!r} is not known; choose one of {', '.join(v)}.")
+    if o.posthoc=='cuts' and not ordinal: raise ValueError("posthoc='cuts' is for ordered classes, and these are not; if they are grades, say so (--ordinal).")
     if o.two_stage!='none' and o.head=='cosine': raise ValueError(f"two_stage={o.two_stage!r} is for linear classifiers, not for head='cosine'.")
     augmentation(o.augment)
     optimizer(o.opt, o.mom)
@@ -185,7 +190,7 @@ def train_run(
     loss:str='ce', # See `make_loss`
     defer:bool=False, # Class weights for the loss in the last fifth of training, see `DeferredReweighting`?
     two_stage:str='none', # A second stage on the chosen weights: retrain, scale, tau, ncm, disalign or mislas, see `Learner.retrain_classifier` and the others
-    posthoc:str='none', # Correction of the predictions, fitted on validation: logit_adjust, tau, temperature, bcts, vector or offsets
+    posthoc:str='none', # Correction of the predictions, fitted on validation: logit_adjust, tau, temperature, bcts, vector, offsets, or for grades cuts
     epochs:int=30, # Epochs (30 as in the authors' experiments)
     lr=1e-3, # Largest learning rate, or 'find' for fastai's valley suggestion
     schedule:str='one_cycle', # Course of the learning rate, see `fit_schedule`
@@ -266,7 +271,7 @@ _stages = dict(none=None, retrain=lambda o,seed: o.retrain_classifier(seed=seed)
     mislas=lambda o,seed: o.mislas(seed=seed))
 _posthoc = dict(none=None, logit_adjust=lambda p,y,prior,metric: adjust_logits(prior), tau=lambda p,y,prior,metric: fit_tau(p, y, prior, metric),
     temperature=lambda p,y,prior,metric: fit_temperature(p, y), bcts=lambda p,y,prior,metric: fit_bcts(p, y), vector=lambda p,y,prior,metric: fit_vector(p, y),
-    offsets=lambda p,y,prior,metric: fit_offsets(p, y, metric))
+    offsets=lambda p,y,prior,metric: fit_offsets(p, y, metric), cuts=lambda p,y,prior,metric: fit_cuts(p, y))
 
 # %% ../nbs/run.ipynb #e3ebf730
 def _find_lr(learn, out):
@@ -307,12 +312,13 @@ def _measure(learn, data, out, tta, posthoc, metric, keep, info):
     for split in ('valid','test'):
         if split not in data.splits: continue
         with learn.no_bar(): probs,targs = learn.flip_tta(dl=_split_dl(data, learn.dls, split), axes=tta)
+        guess = to_np(probs.argmax(1))
         if posthoc!='none':
             if split=='valid': _correct(learn, data, out, posthoc, metric, probs, targs)
-            probs = learn.correction(probs)
-        res[split] = imbalance_metrics(probs, targs, ordinal=data.ordinal)
-        frames.append(_predictions(split, data, to_np(probs)))
-        if keep: _plot_confusion(split, data, to_np(probs)).savefig(out/f'confusion_{split}.png', dpi=120, bbox_inches='tight')
+            guess,probs = learn.correction.predict(probs),learn.correction(probs)
+        res[split] = imbalance_metrics(probs, targs, data.ordinal, guess)
+        frames.append(_predictions(split, data, to_np(probs), guess))
+        if keep: _plot_confusion(split, data, guess).savefig(out/f'confusion_{split}.png', dpi=120, bbox_inches='tight')
     pd.concat(frames).to_csv(out/'predictions.csv', index=False)
     if keep:
         for m in learn.metrics: m.reset() # they hold the predictions of the last validation, which are not to be exported
@@ -321,17 +327,17 @@ def _measure(learn, data, out, tta, posthoc, metric, keep, info):
     _write_json(out/'metrics.json', res)
     return res
 
-# %% ../nbs/run.ipynb #d614a7af
-def _predictions(split, data, probs):
+# %% ../nbs/run.ipynb #003924e1
+def _predictions(split, data, probs, guess):
     "Names, labels and class probabilities of a split as a data frame"
     idx,vocab = data.splits[split],np.array(data.vocab)
-    df = pd.DataFrame(dict(split=split, name=[data.names[i] for i in idx], label=vocab[data.labels[idx]], predicted=vocab[probs.argmax(1)]))
+    df = pd.DataFrame(dict(split=split, name=[data.names[i] for i in idx], label=vocab[data.labels[idx]], predicted=vocab[guess]))
     return pd.concat([df, pd.DataFrame(probs, columns=[f'p_{o}' for o in vocab])], axis=1)
 
-def _plot_confusion(split, data, probs):
+def _plot_confusion(split, data, guess):
     k = len(data.vocab)
     fig,ax = plt.subplots(figsize=[min(2.5+.45*k, 14)]*2)
-    ConfusionMatrixDisplay.from_predictions(data.labels[data.splits[split]], probs.argmax(1), labels=range(k), display_labels=data.vocab, normalize='true',
+    ConfusionMatrixDisplay.from_predictions(data.labels[data.splits[split]], guess, labels=range(k), display_labels=data.vocab, normalize='true',
         xticks_rotation=45, values_format='.2f', cmap='Blues', colorbar=False, include_values=k<=30, ax=ax)
     ax.set_title(f'{split}: share of each true class')
     plt.close(fig)

@@ -189,9 +189,9 @@ def _tidy(self:Study, run, out):
     for o in ds:
         for k in ('best.pth','state.pth'): (o/k).unlink(missing_ok=True)
 
-# %% ../nbs/study.ipynb #2357c004
+# %% ../nbs/study.ipynb #fa5ace40
 @patch
-def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'failed', or 'busy' if another process is at it or has failed
+def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'failed', or 'busy' if another process is at it or was
     "Do one run, unless it is done or being done"
     d = self._dir(out, run)
     d.mkdir(parents=True, exist_ok=True)
@@ -199,8 +199,7 @@ def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'failed', or 'bus
     try: lock.acquire(timeout=0)
     except Timeout: return 'busy'
     try:
-        if (d/'metrics.json').exists(): return 'done'
-        if (d/'error.txt').exists(): return 'busy'
+        if (d/'metrics.json').exists() or (d/'error.txt').exists(): return 'busy'
         _write_json(d/'config.json', self._config(run))
         if not (d/'state.pth').exists():
             self._borrow(run, out)
@@ -317,15 +316,18 @@ def _gather(self:Study, out):
     rows,preds,mass = [],{},{}
     for r in done:
         imgs,d = self.sets[r.fold],self._dir(out, r)
-        m,p = json.loads((d/'metrics.json').read_text()),pd.read_csv(d/'predictions.csv', dtype=dict(name=str))
+        m,p = json.loads((d/'metrics.json').read_text()),pd.read_csv(d/'predictions.csv', dtype=dict(name=str, predicted=str))
         p,idx = p[p.split==split],imgs.splits[split]
         if p.name.tolist()!=[imgs.names[i] for i in idx]: raise ValueError(f"{d} holds predictions of other images than this study has.")
-        part = preds.setdefault(r.fold, dict(names=np.array(p.name.tolist()), targs=imgs.labels[idx], probs=[],
+        part = preds.setdefault(r.fold, dict(names=np.array(p.name.tolist()), targs=imgs.labels[idx], probs=[], guess=[],
             **({} if imgs.groups is None else dict(groups=np.asarray(imgs.groups)[idx]))))
         part['probs'].append(p.iloc[:,-len(imgs.vocab):].values.astype(np.float32))
+        part['guess'].append(pd.Index(map(str, imgs.vocab)).get_indexer(p.predicted).astype(np.int32))
         mass[r.arm] = m['label_mass']
         rows.append(dict(r._asdict(), **{f'valid_{k}':v for k,v in m['valid'].items()}, **{k: m[k] for k in ('best_epoch','epochs','lr','seconds')}))
-    for o in preds.values(): o['probs'] = np.stack(o['probs'])
+    for o in preds.values():
+        o['probs'],o['guess'] = np.stack(o['probs']),np.stack(o['guess'])
+        if (o['guess']==o['probs'].argmax(-1)).all(): del o['guess'] # nothing but the argmax has decided
     meta = dict(title=self.title, vocab=self.data.vocab, ordinal=self.data.ordinal, split=split, counts=[o.counts('train').tolist() for o in self.sets],
         n=[len(o.splits[split]) for o in self.sets], reference=self.reference, table=self.table, paper=self.paper, centre=self.centre,
         arms={a:o for a,o in self.arms.items() if a in mass}, label_mass=mass, missing=len(self.runs)-len(done))

@@ -65,11 +65,11 @@ def _load_preds(file):
 # %% ../nbs/tables.ipynb #534442ce
 def _reports(meta, runs, preds, n_boot):
     "A report for each run, in the order of `runs`"
-    at,res = {f: iter(o['probs']) for f,o in preds.items()},[]
+    at,res = {f: zip(o['probs'], o.get('guess', [None]*len(o['probs']))) for f,o in preds.items()},[]
     for r in _bar(list(runs.itertuples())):
-        o = preds[r.fold]
-        res.append(ImbalanceReport(next(at[r.fold]), o['targs'], meta['vocab'], meta['counts'][r.fold], ordinal=meta['ordinal'], groups=o.get('groups'),
-            n_boot=n_boot, title=f'{r.arm}, seed {r.seed}, fold {r.fold}'))
+        o,(probs,guess) = preds[r.fold],next(at[r.fold])
+        res.append(ImbalanceReport(probs, o['targs'], meta['vocab'], meta['counts'][r.fold], ordinal=meta['ordinal'], groups=o.get('groups'),
+            guess=guess, n_boot=n_boot, title=f'{r.arm}, seed {r.seed}, fold {r.fold}'))
     return res
 
 def _summary(runs, reports, metrics):
@@ -110,7 +110,7 @@ def _pairs(meta, runs, reports):
 def analyse(
     meta:dict, # As `StudyResults.meta`
     runs, # Data frame with columns arm, seed, fold and what is known of the runs
-    preds:dict, # Fold to `names`, `targs` (N,), `probs` (runs of the fold, N, K) and perhaps `groups`
+    preds:dict, # Fold to `names`, `targs` (N,), `probs` (runs of the fold, N, K), and perhaps `groups` (N,) and `guess` (runs, N)
     n_boot:int=2000 # Bootstrap resamples
 )->StudyResults:
     "All tables of a study from its predictions"

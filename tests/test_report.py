@@ -20,12 +20,12 @@ def _data(seed, n=120, k=4, absent=(), ties=False, skill=1.5):
     p = rng.permuted(np.tile(np.arange(k)//2+1., (n, 1)), axis=1) if ties else np.exp(rng.normal(size=(n, k))+skill*np.eye(k)[targs])
     return p/p.sum(1, keepdims=True), targs
 
-def _plain(p, t, k, bins, counts, shots):
+def _plain(p, t, k, bins, counts, shots, guess=None):
     "Every metric and class figure of the report from scikit-learn and the plain functions"
-    g = p.argmax(1)
+    g = p.argmax(1) if guess is None else guess
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # scikit-learn mentions classes that do not occur
-        res = imbalance_metrics(p, t, ordinal=True) | dict(macro_auprc=macro_auprc(p, t), nll=nll(p, t), brier=brier(p, t),
+        res = imbalance_metrics(p, t, True, guess) | dict(macro_auprc=macro_auprc(p, t), nll=nll(p, t), brier=brier(p, t),
             ece=ece(p, t, bins), classwise_ece=classwise_ece(p, t, bins))
         res |= {o: ShotAccuracy(counts, o, shots)(torch.tensor(g), torch.tensor(t)) for o in ('many','medium','few') if o in R.shot_groups(counts, shots)}
         kw = dict(labels=range(k), average=None, zero_division=np.nan)
@@ -35,19 +35,20 @@ def _plain(p, t, k, bins, counts, shots):
 
 @pytest.mark.filterwarnings('ignore:A single label was found')
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32-1), n=st.integers(2, 50), k=st.integers(2, 6), ties=st.booleans(), grouped=st.booleans(), data=st.data())
-def test_weighted_metrics_are_those_of_the_resample(seed, n, k, ties, grouped, data):
+@given(seed=st.integers(0, 2**32-1), n=st.integers(2, 50), k=st.integers(2, 6), ties=st.booleans(), grouped=st.booleans(), decided=st.booleans(), data=st.data())
+def test_weighted_metrics_are_those_of_the_resample(seed, n, k, ties, grouped, decided, data):
     absent = data.draw(st.sets(st.integers(0, k-1), max_size=k-1))
     p,t = _data(seed, n, k, absent, ties)
     groups = np.random.default_rng(seed).integers(0, max(2, n//3), n) if grouped else None
     ids = R._group_ids(groups, n) if grouped and len(set(groups))>1 else None
     counts = np.arange(k)*15
-    calc = R._Weighted(p, t, 7, True, R.shot_groups(counts, (50,20)))
+    guess = np.random.default_rng(seed).integers(0, k, n) if decided else p.argmax(1)
+    calc = R._Weighted(p, t, guess, 7, True, R.shot_groups(counts, (50,20)))
     for w in R._resamples(t, ids, 3, seed):
         got,cl = calc(w)
         for r in range(w.shape[1]):
             idx = np.repeat(np.arange(n), w[:,r].astype(int))
-            want,wcl = _plain(p[idx], t[idx], k, 7, counts, (50,20))
+            want,wcl = _plain(p[idx], t[idx], k, 7, counts, (50,20), guess[idx])
             assert not set(got)-set(want)
             for name in got: np.testing.assert_allclose(got[name][r], want[name], atol=1e-9, err_msg=name)
             for name in cl: np.testing.assert_allclose(cl[name][r], wcl[name], atol=1e-9, err_msg=f'{name} of a class')
@@ -71,6 +72,19 @@ def test_report_holds_the_plain_values_and_its_bootstrap_those_of_the_resamples(
         boot,_ = _plain(p[idx], t[idx], 4, 10, counts, (100,20))
         assert {k: v[r] for k,v in rep.boot.items()} == {k: pytest.approx(boot[k], abs=1e-9) for k in rep.boot}
     for k,v in rep.boot.items(): np.testing.assert_allclose(rep.metrics.loc[k, ['low','high']].astype(float), np.quantile(v, [.025,.975]), atol=1e-12)
+
+def test_decisions_of_another_rule():
+    "Shares, kappa and the confusion matrix follow the decisions; calibration and ranking the probabilities"
+    p,t = _data(1)
+    g = (p.argmax(1)+1)%4
+    a,b = ImbalanceReport(p, t, ordinal=True, n_boot=40),ImbalanceReport(p, t, ordinal=True, n_boot=40, guess=torch.tensor(g))
+    assert b.metrics.value.accuracy==(g==t).mean()!=a.metrics.value.accuracy and b.right.tolist()==(g==t).tolist()
+    assert b.metrics.value.quadratic_kappa==pytest.approx(skm.cohen_kappa_score(t, g, weights='quadratic'))
+    np.testing.assert_allclose(b.per_class.recall, skm.recall_score(t, g, average=None))
+    same = ['macro_auroc','macro_auprc','nll','brier','ece','classwise_ece']
+    pd.testing.assert_frame_equal(a.metrics.loc[same], b.metrics.loc[same])
+    for bad,msg in ((g[1:], 'guess has shape'), (g+1, 'guess holds the class id 4'), (g*1., 'guess holds float64')):
+        with pytest.raises(ValueError, match=msg): ImbalanceReport(p, t, guess=bad)
 
 def test_shot_groups_without_test_items_are_no_metric():
     p,t = _data(2, absent=(3,))
@@ -141,7 +155,7 @@ def test_percentiles_agree_with_scipys_bootstrap():
 def _ends(t, right, groups, k, name, seed, n_boot=300):
     "Percentile interval of a metric of guesses that are right or one class off, without the rest of a report"
     guess = np.where(right, t, (t+1)%k)
-    calc = R._Weighted(np.eye(k)[guess]*.8+.2/k, t, 5)
+    calc = R._Weighted(np.eye(k)[guess]*.8+.2/k, t, guess, 5)
     return R._quantiles(np.concatenate([calc(w)[0][name] for w in R._resamples(t, groups, n_boot, seed)]), .95)
 
 def test_stratified_intervals_cover():

@@ -1,10 +1,13 @@
 "Checkpoints, and runs that are resumed, chosen and measured."
 import numpy as np, pandas as pd, pytest, torch
+from sklearn.metrics import cohen_kappa_score
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, ValueMetric, load_learner, noop, nn, set_seed
 from fastai.callback.all import ProgressCallback
 from torch.utils.data import TensorDataset
 from balmix_fastai.data import get_labels, stream_probs
 from balmix_fastai.datasets import ImageSet, read_images
+from balmix_fastai import run as run_module
+from balmix_fastai.losses import EqualizationLoss
 from balmix_fastai.posthoc import load_correction
 from balmix_fastai.sampling import class_probs, mixup_prior
 from balmix_fastai.run import Checkpoint, check_run, make_loss, resample, train_run
@@ -63,7 +66,7 @@ def test_resample(digits, sampling, q):
     (dict(metric='quadratic_kappa'), 'mcc'), (dict(tta='x'), 'hv'), (dict(augment='x'), 'paper'), (dict(opt='x'), 'sgd'), (dict(schedule='x'), 'plateau'),
     (dict(head='x'), 'linear'), (dict(epochs=0), 'epochs=0'), (dict(epochs=2.5), 'epochs=2.5'), (dict(bs=0), 'bs=0'), (dict(alpha=-.1), 'alpha=-0.1'),
     (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixer='mix'), "mixer='mix'"), (dict(loss='ldam'), 'cosine'), (dict(head='cosine'), 'ldam'), (dict(loss='sord'), 'ordered'),
-    (dict(defer=True, loss='class_balanced'), 'defer'), (dict(two_stage='x'), 'two_stage'), (dict(posthoc='x'), 'posthoc'), (dict(loss='ldam', head='cosine', two_stage='ncm'), 'linear'),
+    (dict(defer=True, loss='class_balanced'), 'defer'), (dict(two_stage='x'), 'two_stage'), (dict(posthoc='x'), 'posthoc'), (dict(posthoc='cuts'), 'ordered'), (dict(loss='ldam', head='cosine', two_stage='ncm'), 'linear'),
     (dict(lr=0), 'lr=0'), (dict(lr='fast'), "lr='fast'"), (dict(mom=1), 'mom=1'), (dict(wd=-1), 'wd=-1'),
     (dict(arch='small_cnn', pretrained=True), 'no weights'), (dict(alhpa=.2), 'alhpa'), (dict(data=1), 'data')])
 def test_bad_settings(kw, says):
@@ -121,9 +124,11 @@ def test_what_is_not_kept_is_gone(digits, tmp_path):
     small(digits, tmp_path)
     assert sorted(o.name for o in tmp_path.iterdir())==['log.csv','metrics.json','predictions.csv']
 
-@pytest.mark.parametrize('schedule', ['one_cycle','step','plateau'])
-def test_every_schedule_resumes_exactly(digits, tmp_path, schedule):
-    kw = dict(alpha=.2, epochs=5, lr=.05, schedule=schedule, opt='sgd', mom=.5, metric='mcc')
+@pytest.mark.parametrize('kw', [dict(schedule='step'), dict(schedule='plateau'), dict(sampling='deferred', defer=False), dict(loss='equalization', sampling='sqrt'),
+    dict(loss='influence_balanced'), dict(loss='ldam', head='cosine', defer=True)], ids=lambda o: '-'.join(map(str, o.values())))
+def test_every_part_resumes_exactly(digits, tmp_path, monkeypatch, kw):
+    monkeypatch.setitem(run_module._losses, 'equalization', lambda counts: EqualizationLoss(.1)) # digits have no class below the usual .005
+    kw = {**dict(alpha=.2, epochs=5, lr=.05, schedule='one_cycle', opt='sgd', mom=.5, metric='mcc'), **kw}
     class Stop(Callback):
         order = 70
         def after_epoch(self):
@@ -178,6 +183,21 @@ def test_corrections_are_those_of_the_predictions(digits, tmp_path):
         if o=='logit_adjust': assert np.allclose(c.bias, -np.log(mixup_prior(digits.counts(), .2)))
         if o=='temperature': assert res['test']['accuracy']==raw['test']['accuracy']
     assert load_learner(tmp_path/'tau'/'export.pkl').correction.vocab==list(map(str, digits.vocab))
+
+def test_cut_points_decide_and_leave_the_probabilities(digits, tmp_path):
+    "Probabilities are the uncorrected ones; decisions, metrics and kappa follow from the expected grade and the saved cuts"
+    grades = ImageSet(digits.items, digits.labels, digits.vocab, splits=digits.splits, ordinal=True)
+    small(grades, tmp_path/'raw', metric='quadratic_kappa')
+    res = small(grades, tmp_path/'cuts', metric='quadratic_kappa', posthoc='cuts')
+    raw,cut = (pd.read_csv(tmp_path/o/'predictions.csv') for o in ('raw','cuts'))
+    pd.testing.assert_frame_equal(raw.drop(columns='predicted'), cut.drop(columns='predicted'), check_exact=True)
+    c = load_correction(tmp_path/'cuts'/'correction.json')
+    assert (cut.predicted==(cut.iloc[:,-10:].values@np.arange(10)[:,None]>=c.cuts).sum(1)).mean()>.999 # the saved probabilities are rounded
+    for split in ('valid','test'):
+        o,before = cut[cut.split==split],raw[raw.split==split]
+        kappa,acc = cohen_kappa_score(o.label, o.predicted, weights='quadratic', labels=range(10)),(o.label==o.predicted).mean()
+        assert np.isclose(res[split]['quadratic_kappa'], kappa) and np.isclose(res[split]['accuracy'], acc)
+        if split=='valid': assert kappa>=cohen_kappa_score(before.label, before.predicted, weights='quadratic', labels=range(10))
 
 def test_a_balanced_softmax_has_nothing_to_adjust(digits, tmp_path):
     "Its predictions are for equal shares already, so logit adjustment changes nothing"

@@ -97,6 +97,17 @@ def test_what_trains_alike_trains_once(digits, tmp_path, monkeypatch):
         assert {**a, 'seconds':0}=={**b, 'seconds':0}
     assert not both['plain-s0'].equals(both['adjusted-s0']) and not both['plain-s0'].equals(both['retrained-s0'])
 
+def test_decisions_of_cut_points_reach_the_tables(tmp_path):
+    imgs = read_images('digits')
+    grades = ImageSet(imgs.items, imgs.labels, imgs.vocab, splits=imgs.splits, ordinal=True)
+    s = Study(grades, {'plain':{}, 'cuts':dict(posthoc='cuts')}, fast, seeds=1)
+    assert s.run(tmp_path, progress=False)=={}
+    res = s.results(tmp_path, n_boot=100)
+    for r in res.runs.itertuples():
+        m = json.loads((s._dir(tmp_path, Run(r.arm, 0, 0))/'metrics.json').read_text())['test']
+        assert np.isclose(r.quadratic_kappa, m['quadratic_kappa']) and np.isclose(r.accuracy, m['accuracy'])
+    assert res.runs.nll[0]==res.runs.nll[1] and res.runs.accuracy[0]!=res.runs.accuracy[1]
+
 def test_weights_wait_for_the_last_twin(digits, tmp_path):
     "A runner that leaves early, and one that comes later; a twin that has not left its weights is no hindrance"
     few = {k: after[k] for k in ('plain','retrained','adjusted')}

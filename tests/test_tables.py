@@ -27,6 +27,15 @@ def test_runs_and_summary_against_sklearn():
         v,s = res.runs[res.runs.arm==a].balanced_accuracy,res.summary.loc[a, 'balanced_accuracy']
         assert s['mean']==pytest.approx(v.mean()) and s['sd']==pytest.approx(v.std(ddof=1)) and s['median']==pytest.approx(v.median()) and s.low<s['mean']<s.high
 
+def test_decisions_that_are_not_the_argmax(tmp_path):
+    meta,runs,preds = study(2)
+    preds[0]['guess'] = (preds[0]['probs'].argmax(-1)+np.arange(4)[:,None])%3
+    res = analyse(meta, runs, preds, n_boot=100)
+    for i,v in enumerate(res.runs.balanced_accuracy): assert v==pytest.approx(skm.balanced_accuracy_score(preds[0]['targs'], preds[0]['guess'][i]))
+    res.save(tmp_path)
+    _save_preds(tmp_path/'predictions.npz', preds)
+    assert recompute(tmp_path, 100).to_markdown()==res.to_markdown()
+
 def test_pairs_against_scipy():
     meta,runs,preds = study(skills=dict(plain=1., better=2., same=1.))
     res = analyse(meta, runs, preds, n_boot=100)
