@@ -100,11 +100,11 @@ def balmix_train(
     head:str='fastai', # Head of timm's networks: fastai, or linear as in the paper's code; cosine for ldam
     mixer:str='balanced_mixup', # What mixes: balanced_mixup, mixup, remix, mamix, unimix, cutmix, or manifold
     alpha:float=.2, # Its strength: for balanced_mixup the partner's weight is ~ Beta(alpha,1); 0 trains without
-    sampling:str='instance', # Stream that is trained on: instance, class, sqrt, progressive, deferred, or a number q (1 instance ... 0 class-balanced)
+    sampling:str='instance', # Stream that is trained on: instance, class, sqrt, effective, progressive, deferred, or a number q (1 instance ... 0 class-balanced)
     loss:str='ce', # ce, label_smoothing, focal, class_balanced, balanced_softmax, vs, cdt, ldam, seesaw, equalization, influence_balanced, label_aware_smoothing; for grades cost_sensitive, sord, emd, quadratic_kappa
     defer:store_true=False, # Class weights for the loss in the last fifth of training (DRW)?
     two_stage:str='none', # Second stage: retrain, scale, tau, ncm, disalign or mislas
-    posthoc:str='none', # Correction fitted on validation: logit_adjust, tau, temperature, bcts, vector or offsets
+    posthoc:str='none', # Correction fitted on validation: logit_adjust, tau, temperature, bcts, vector, offsets, or for grades cuts
     epochs:int=30, # Epochs
     lr:str='0.001', # Largest learning rate, or find
     schedule:str='one_cycle', # Course of the learning rate: one_cycle, step or plateau

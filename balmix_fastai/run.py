@@ -33,23 +33,24 @@ from .datasets import *
 from .protocol import *
 from .protocol import _heads
 
-# %% ../nbs/run.ipynb #bd7185ea
+# %% ../nbs/run.ipynb #ea5478f2
 def _sampling_q(sampling):
-    "`q` of a sampling by name or number; instance, progressive and deferred begin at 1"
-    named = {'instance': 1., 'sqrt': .5, 'class': 0., 'progressive': 1., 'deferred': 1.}
+    "`q` of a sampling by name or number; instance, progressive and deferred begin at 1, effective has weights instead"
+    named = {'instance': 1., 'sqrt': .5, 'class': 0., 'effective': 0., 'progressive': 1., 'deferred': 1.}
     try: q = named[sampling] if sampling in named else float(sampling)
     except ValueError: q = np.nan
     if np.isfinite(q): return q
-    raise ValueError(f"sampling={sampling!r} must be instance, class, sqrt, progressive, deferred, or a number q (0 class-balanced, 1 instance).")
+    raise ValueError(f"sampling={sampling!r} must be instance, class, sqrt, effective, progressive, deferred, or a number q (0 class-balanced, 1 instance).")
 
 def resample(
     dls:DataLoaders, # Loaders as they are
-    sampling='instance', # 'instance' leaves them so; 'class', 'sqrt', or a number is `q` of `class_probs`; 'progressive' moves from 1 to 0, 'deferred' does so at 80 % of training
+    sampling='instance', # 'instance' leaves them so; 'class', 'sqrt', or a number is `q` of `class_probs`; 'effective' weighs by `class_weights`; 'progressive' moves from 1 to 0, 'deferred' does so at 80 % of training
     seed:int|None=None # Seed of the sampler
 )->tuple: # The loaders, and a list with the callback that they need, if any
     "Loaders with the given sampling, and their callbacks"
     q = _sampling_q(sampling)
     if sampling=='instance': return dls,[]
+    if sampling=='effective': return dls.balanced(weights=dict(enumerate(class_weights(class_counts(get_labels(dls.train))))), seed=seed),[]
     cbs = dict(progressive=[ProgressiveSampling], deferred=[DeferredResampling]).get(sampling, [])
     return dls.balanced(q=q, seed=seed),[o() for o in cbs]
 

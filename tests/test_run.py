@@ -9,7 +9,7 @@ from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
 from balmix_fastai.losses import EqualizationLoss
 from balmix_fastai.posthoc import load_correction
-from balmix_fastai.sampling import class_probs, mixup_prior
+from balmix_fastai.sampling import class_probs, effective_number_probs, mixup_prior
 from balmix_fastai.run import Checkpoint, check_run, make_loss, resample, train_run
 
 @pytest.fixture(scope='module')
@@ -61,6 +61,10 @@ def test_a_state_is_never_half_written(tmp_path, monkeypatch):
 def test_resample(digits, sampling, q):
     dls,cbs = resample(digits.dataloaders(), sampling, seed=0)
     assert np.allclose(stream_probs(dls.train, digits.counts(), get_labels(dls)), class_probs(digits.counts(), q)) and len(cbs)==(sampling=='progressive')
+
+def test_effective_number_sampling(digits):
+    dls,cbs = resample(digits.dataloaders(), 'effective', seed=0)
+    assert np.allclose(stream_probs(dls.train, digits.counts(), get_labels(dls)), effective_number_probs(digits.counts())) and not cbs
 
 @pytest.mark.parametrize('kw,says', [(dict(arch='resnet19'), 'resnet1'), (dict(sampling='x'), 'instance, class'), (dict(loss='x'), 'focal'), (dict(metric='x'), 'mcc'),
     (dict(metric='quadratic_kappa'), 'mcc'), (dict(tta='x'), 'hv'), (dict(augment='x'), 'paper'), (dict(opt='x'), 'sgd'), (dict(schedule='x'), 'plateau'),
