@@ -2,6 +2,7 @@
 from .sampling import *
 from .metrics import *
 from .data import *
+from .pool import *
 from .losses import *
 from .heads import *
 from .mixup import *

@@ -100,6 +100,8 @@ def balmix_train(
     head:str='fastai', # Head of timm's networks: fastai, or linear as in the paper's code; cosine for ldam
     mixer:str='balanced_mixup', # What mixes: balanced_mixup, mixup, remix, mamix, unimix, cutmix, or manifold
     alpha:float=.2, # Its strength: for balanced_mixup the partner's weight is ~ Beta(alpha,1); 0 trains without
+    partners:str='loader', # Where partners come from: loader loads each, pool keeps items in memory and is faster
+    pool_mb:float=512., # Memory of the pool, in MiB
     sampling:str='instance', # Stream that is trained on: instance, class, sqrt, effective, progressive, deferred, or a number q (1 instance ... 0 class-balanced)
     loss:str='ce', # ce, label_smoothing, focal, class_balanced, balanced_softmax, vs, cdt, ldam, seesaw, equalization, influence_balanced, label_aware_smoothing; for grades cost_sensitive, sord, emd, quadratic_kappa
     defer:store_true=False, # Class weights for the loss in the last fifth of training (DRW)?
@@ -130,7 +132,7 @@ def balmix_train(
     "Train a network with Balanced-MixUp on an imbalanced image set"
     config = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in ('resume','overwrite','out','workers')}
     _check_options(config, resume, overwrite)
-    run = {k: config[k] for k in 'arch pretrained head mixer alpha sampling loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
+    run = {k: config[k] for k in 'arch pretrained head mixer alpha partners pool_mb sampling loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
     run.update(lr=_number(lr), workers=workers, resume=resume)
     with _clear_errors():
         imgs = read_images(data, **_reader_options(data, images, label, valid_col))

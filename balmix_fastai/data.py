@@ -72,6 +72,13 @@ def get_labels(
     if isinstance(source, (list, tuple, L)) and len(source) and isinstance(source[0], tuple): return _label_ids([o[-1] for o in source])
     return _attr_labels(source)
 
+# %% ../nbs/data.ipynb #e512b766
+def _own_share(dl):
+    "The indices that a worker of `dl` reads in an epoch: every so many batches, without a walk through the others"
+    idxs,bs = dl._DataLoader__idxs,dl.bs # drawn by fastai's `DataLoader.__iter__` before the workers start
+    if not isinstance(idxs, np.ndarray): return DataLoader.sample(dl)
+    return (o for i in range(dl.offs*bs, len(idxs), dl.num_workers*bs) for o in idxs[i:i+bs].tolist())
+
 # %% ../nbs/data.ipynb #dc58d215
 @delegates()
 class BalancedDL(TfmdDL):
@@ -89,7 +96,9 @@ class BalancedDL(TfmdDL):
 
     def get_idxs(self):
         if self.sampler is None or not self.shuffle: return super().get_idxs()
-        return self.sampler.draw(self.n).tolist()
+        return self.sampler.draw(self.n)
+
+    def sample(self): return _own_share(self)
 
     def new(self, dataset=None, cls=None, **kwargs):
         if 'shuffled' in kwargs: kwargs['shuffle'] = kwargs.pop('shuffled') # `Learner.tta` misspells the argument
@@ -252,17 +261,14 @@ def stream_probs(
     if w is None or not dl.shuffle: return class_probs(counts)
     return np.bincount(labels, weights=w, minlength=len(counts))
 
-# %% ../nbs/data.ipynb #7a0c268a
-class PairedDL(TfmdDL):
-    "Wrap the loader `dl` so that each item comes with a partner from `draw`; a batch is `(*batch, *partner_batch)`"
+# %% ../nbs/data.ipynb #df38d930
+class _WrappedDL(TfmdDL):
+    "Base of loaders around a loader `dl`, which keeps its order, length, transforms and workers"
     _default = 'dl'
-    def __init__(self,
-        dl:TfmdDL, # Loader to wrap; it keeps its order, length, transforms and workers
-        draw # `draw(n)` gives the dataset indices of the next `n` partners, such as `ClassSampler.draw`
-    ):
+    def __init__(self, dl):
         _check_base(dl)
         fake = dl.fake_l
-        self.dl,self.draw,self.pairs = dl,draw,None
+        self.dl,self.pairs = dl,None
         self.dataset,self.bs,self.n,self.shuffle,self.drop_last = dl.dataset,dl.bs,dl.n,dl.shuffle,dl.drop_last
         self.indexed,self.pin_memory,self.timeout,self.num_workers,self.offs = True,dl.pin_memory,dl.timeout,1,0
         self.device = dl.device
@@ -272,10 +278,32 @@ class PairedDL(TfmdDL):
     def __len__(self): return len(self.dl)
     @property
     def n_inp(self): return self.dl.n_inp
+    def sample(self): return _own_share(self)
+    def before_iter(self): self.dl.before_iter()
+    def after_iter(self):  self.dl.after_iter()
+    def randomize(self):   self.dl.randomize()
+    def wif(self):         self.dl.wif()
+    def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)
+
+# %% ../nbs/data.ipynb #fffb3176
+def _halves(dl, a, b):
+    "Two batches through the batch transforms of `dl`, independent of each other, as one tuple"
+    if dl.pin_memory: a,b = (tuple(o) if type(o)==list else o for o in (a,b)) # pinning turns tuples into lists
+    return *tuplify(dl.after_batch(a)), *tuplify(dl.after_batch(b))
+
+# %% ../nbs/data.ipynb #51be8f72
+class PairedDL(_WrappedDL):
+    "Wrap the loader `dl` so that each item comes with a partner from `draw`; a batch is `(*batch, *partner_batch)`"
+    def __init__(self,
+        dl:TfmdDL, # Loader to wrap; it keeps its order, length, transforms and workers
+        draw # `draw(n)` gives the dataset indices of the next `n` partners, such as `ClassSampler.draw`
+    ):
+        super().__init__(dl)
+        self.draw = draw
 
     def get_idxs(self):
-        idxs = list(self.dl.get_idxs())
-        return list(zip(idxs, self.draw(len(idxs)).tolist()))
+        idxs = np.asarray(self.dl.get_idxs(), dtype=np.int64)
+        return np.stack([idxs, self.draw(len(idxs))], 1)
 
     def _load(self, pair):
         a,b = self.dl.do_item(pair[0]),self.dl.do_item(pair[1])
@@ -288,11 +316,4 @@ class PairedDL(TfmdDL):
 
     def after_batch(self, b):
         a,b,self.pairs = b
-        if self.pin_memory: a,b = (tuple(o) if type(o)==list else o for o in (a,b)) # pinning turns tuples into lists
-        return *tuplify(self.dl.after_batch(a)), *tuplify(self.dl.after_batch(b))
-
-    def before_iter(self): self.dl.before_iter()
-    def after_iter(self):  self.dl.after_iter()
-    def randomize(self):   self.dl.randomize()
-    def wif(self):         self.dl.wif()
-    def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)
+        return _halves(self.dl, a, b)

@@ -21,8 +21,7 @@ from .heads import *
 # %% ../nbs/mixers.ipynb #0a7df299
 class _BetaMixer(PairedMixer):
     "Base of mixers with $\\lambda\\sim$ Beta($\\alpha,\\alpha$)"
-    def __init__(self, alpha=1., q=1., per_item=False, labels=None, seed=None, start=0., stop=1.):
-        super().__init__(alpha, q, per_item, labels, seed, start, stop)
+    def __init__(self, alpha=1., q=1., **kwargs): super().__init__(alpha, q, **kwargs)
 
     def draw_lam(self, bs): return self._rng.beta(self._alpha_now, self._alpha_now, bs if self.per_item else None)
     def mean_lam(self, alpha):
@@ -40,7 +39,8 @@ class _BetaMixer(PairedMixer):
 @lru_cache
 def _quantiles(alpha, m=400): return scs.beta(alpha, alpha).ppf((np.arange(m)+.5)/m)
 
-# %% ../nbs/mixers.ipynb #a2332ab7
+# %% ../nbs/mixers.ipynb #50953aa6
+@delegates(PairedMixer, but=['alpha','q'])
 class ReMix(_BetaMixer):
     "MixUp whose label goes to the rarer class of an unequal pair (Chou et al. 2020, section 3.2)"
     def __init__(self,
@@ -48,56 +48,47 @@ class ReMix(_BetaMixer):
         kappa:float=3., # Ratio of counts from which a pair is unequal (3 in the paper)
         tau:float=.5, # Largest share that the frequent class may have and lose, see the table (.5 in the paper)
         q=1., # Power of the class counts in the partner stream: 1 as in the paper
-        per_item:bool=False, # Draw one $\lambda$ per item?
-        labels=None, # Class id of every training item, where they cannot be found
-        seed:int|None=None, # Seed of partners and $\lambda$
-        start:float=0., # Share of training at which mixing starts
-        stop:float=1. # Share of training at which it stops
+        **kwargs
     ):
         if not kappa>=1: raise ValueError(f"kappa={kappa} must be 1 or more, a ratio of counts.")
         if not 0<=tau<=1: raise ValueError(f"tau={tau} must lie in [0,1].")
-        super().__init__(alpha, q, per_item, labels, seed, start, stop)
+        super().__init__(alpha, q, **kwargs)
         self.kappa,self.tau = kappa,tau
     def factor(self, lam, n, n1):
         to_partner = (n>=self.kappa*n1) & (1-lam<self.tau)
         to_item = (self.kappa*n<=n1) & (lam<self.tau)
         return np.where(to_partner, 1., np.where(to_item, 0., lam))
 
-# %% ../nbs/mixers.ipynb #da8478b6
+# %% ../nbs/mixers.ipynb #bc9e39a5
+@delegates(PairedMixer, but=['alpha','q'])
 class MAMix(_BetaMixer):
     "MixUp whose label is even nearer to the frequent class (Cheng et al. 2023, margin-aware mixup)"
     def __init__(self,
         alpha=1., # $\lambda\sim$ Beta($\alpha,\alpha$) (1 in the authors' code)
         power:float=-.25, # Power of the counts that makes margins (-.25 in the authors' code, as in LDAM)
         q=1., # Power of the class counts in the partner stream: 1 as in the paper
-        per_item:bool=False, # Draw one $\lambda$ per item?
-        labels=None, # Class id of every training item, where they cannot be found
-        seed:int|None=None, # Seed of partners and $\lambda$
-        start:float=0., # Share of training at which mixing starts
-        stop:float=1. # Share of training at which it stops
+        **kwargs
     ):
         if not np.isfinite(power): raise ValueError(f"power={power} must be a finite number.")
-        super().__init__(alpha, q, per_item, labels, seed, start, stop)
+        super().__init__(alpha, q, **kwargs)
         self.power = power
     def factor(self, lam, n, n1):
         k,k1 = (np.maximum(o, 1.)**self.power for o in (n, n1))
         mid = k/(k+k1)
         return np.where(lam<mid, lam/mid/2, 1-(1-lam)/(1-mid)/2)
 
-# %% ../nbs/mixers.ipynb #572e4e5f
+# %% ../nbs/mixers.ipynb #f2eadc3b
+@delegates(PairedMixer, but=['alpha','q','per_item'])
 class UniMix(_BetaMixer):
     "MixUp whose partners are rarer and whose rarer image weighs more (Xu et al. 2021, section 3.2)"
     def __init__(self,
         alpha=.8, # $U\sim$ Beta($\alpha,\alpha$) (.8 in the authors' code)
         tau:float=-.1, # Item weights of the partner stream are $n^\tau$, which is `q` of $1+\tau$ (-.1 in the authors' code)
         per_item:bool=True, # Draw one $U$ per item (as the authors do)?
-        labels=None, # Class id of every training item, where they cannot be found
-        seed:int|None=None, # Seed of partners and $U$
-        start:float=0., # Share of training at which mixing starts
-        stop:float=1. # Share of training at which it stops
+        **kwargs
     ):
         if not np.isfinite(tau): raise ValueError(f"tau={tau} must be a finite number, such as -1 for class-balanced partners.")
-        super().__init__(alpha, 1+tau, per_item, labels, seed, start, stop)
+        super().__init__(alpha, 1+tau, per_item=per_item, **kwargs)
         self.tau = tau
     def mix(self, xb, xb1):
         n = self._sampler.counts[self._ids[self._paired.pairs.T]]
@@ -106,20 +97,20 @@ class UniMix(_BetaMixer):
     def factor(self, u, n, n1): return 1-(u+n1/(n+n1))%1
     def label_lam(self, i, j): return self._lam
 
-# %% ../nbs/mixers.ipynb #d775888a
+# %% ../nbs/mixers.ipynb #efad16ca
+@delegates(PairedMixer, but=['alpha','q','per_item','start','stop'])
 class BalancedCutMix(_BetaMixer):
     "Paste a patch of a class-balanced partner into each image (CMO, Park et al. 2022)"
     def __init__(self,
         alpha=1., # Area of the patch before it is cut off $\sim$ Beta($\alpha,\alpha$) (1 in the paper)
         p:float=.5, # Probability that a batch is mixed (.5 in the authors' code)
         q=0., # Power of the class counts in the partner stream: 0 class-balanced
-        labels=None, # Class id of every training item, where they cannot be found
-        seed:int|None=None, # Seed of partners and patches
         start:float=.015, # Share of training at which mixing starts (after 3 of 200 epochs in the paper)
-        stop:float=.985 # Share of training at which it stops (before the last 3)
+        stop:float=.985, # Share of training at which it stops (before the last 3)
+        **kwargs
     ):
         if not 0<p<=1: raise ValueError(f"p={p} must lie in (0,1].")
-        super().__init__(alpha, q, False, labels, seed, start, stop)
+        super().__init__(alpha, q, per_item=False, start=start, stop=stop, **kwargs)
         self.p,self._side = p,(1024,1024)
     def draw_lam(self, bs): return super().draw_lam(bs) if self._rng.random()<self.p else None
     def mix(self, xb, xb1):
@@ -144,20 +135,17 @@ class BalancedCutMix(_BetaMixer):
 
 def _patch_ends(centre, size, side): return np.clip(centre-size//2, 0, side),np.clip(centre-size//2+size, 0, side)
 
-# %% ../nbs/mixers.ipynb #560dcbac
+# %% ../nbs/mixers.ipynb #8bab420e
+@delegates(PairedMixer, but=['alpha','q'])
 class BalancedManifoldMixUp(BalancedMixUp):
     "Mix the input of a layer with that of class-balanced partners"
     def __init__(self,
         alpha=.2, # $\lambda\sim$ Beta($\alpha$,1), as in `BalancedMixUp`
         layer:str|None=None, # Name of the layer in `model.named_modules()`; `None` takes the classifier
         q=0., # Power of the class counts in the partner stream
-        per_item:bool=False, # Draw one $\lambda$ per item?
-        labels=None, # Class id of every training item, where they cannot be found
-        seed:int|None=None, # Seed of partners and $\lambda$
-        start:float=0., # Share of training at which mixing starts
-        stop:float=1. # Share of training at which it stops
+        **kwargs
     ):
-        super().__init__(alpha, q, per_item, labels, seed, start, stop)
+        super().__init__(alpha, q, **kwargs)
         self.layer,self._hook = layer,None
     _stateattrs = (*PairedMixer._stateattrs, '_hook')
     def _init_state(self):

@@ -15,6 +15,8 @@ from fastai.layers import NoneReduce
 from .sampling import *
 from .data import *
 from .data import _check_base, _ids_counts, _unwrap
+from .pool import *
+from .pool import _check_mb
 
 # %% ../nbs/mixup.ipynb #b2c6cfa3
 def _check_alpha(a):
@@ -40,19 +42,31 @@ def _mix(a, b, lam):
 class PairedMixer(Callback):
     "Base of callbacks that mix each training batch with partners that come with it"
     run_valid,order = False,0 # order: before `GradientAccumulation` (6), `CastToTensor` (9) and `MixedPrecision` (10)
-    _stateattrs = ('labels','_lams','_ids','_source','_sampler','_paired','_yb1','_rng')
-    def __init__(self, alpha, q=0., per_item=False, labels=None, seed=None, start=0., stop=1.):
+    _stateattrs = ('labels','_lams','_ids','_source','_sampler','_paired','_yb1','_rng','_pool','_pool_state')
+    def __init__(self,
+        alpha, # Strength of the mixing, a number greater than 0 or a function of training progress
+        q=0., # Power of the class counts in the partner stream: 0 uniform over classes, 1 instance; or a function of progress
+        per_item:bool=False, # Draw one $\lambda$ per item instead of one per batch?
+        labels=None, # Class id of every training item, shape (N,), where `get_labels` cannot find them
+        seed:int|None=None, # Seed of partners and $\lambda$; `None` takes one from numpy's global generator, so `set_seed` governs it
+        start:float=0., # Share of training, in [0,1), at which mixing starts
+        stop:float=1., # Share of training, in (start,1], at which it stops
+        partners:str='loader', # Where partners come from: 'loader' loads each one, 'pool' keeps items in memory, see `PartnerPool`
+        pool_mb:float=512. # Memory of the pool, in MiB, on the training device
+    ):
         if not callable(alpha): alpha = _check_alpha(alpha)
         if not callable(q) and not (isinstance(q, (int, float, np.number)) and np.isfinite(q)): raise ValueError(f"q={q!r} must be a finite number, 0 for class-balanced partners, or a function of progress.")
         if not 0<=start<stop<=1: raise ValueError(f"start={start} and stop={stop} must satisfy 0 <= start < stop <= 1, shares of the training.")
         if seed is not None and not (isinstance(seed, (int, np.integer)) and seed>=0): raise ValueError(f"seed={seed!r} must be an integer of 0 or more, or None.")
+        if partners not in ('loader','pool'): raise ValueError(f"partners={partners!r} must be 'loader' or 'pool'.")
+        _check_mb(pool_mb)
         self._init_state()
         store_attr()
         self._n_fits,self._entropy = 0,None
 
     def _init_state(self):
         super()._init_state()
-        self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = None
+        self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = self._pool = self._pool_state = None
         self._lams,self._lam,self._lam_y,self._epoch,self._pct,self._means = [],None,None,None,None,{}
 
     def __deepcopy__(self, memo):
@@ -89,8 +103,10 @@ class BalancedMixUp(PairedMixer):
         labels=None, # Class id of every training item, shape (N,), where `get_labels` cannot find them
         seed:int|None=None, # Seed of partners and $\lambda$; `None` takes one from numpy's global generator, so `set_seed` governs it
         start:float=0., # Share of training, in [0,1), at which mixing starts
-        stop:float=1. # Share of training, in (start,1], at which it stops
-    ): super().__init__(alpha, q, per_item, labels, seed, start, stop)
+        stop:float=1., # Share of training, in (start,1], at which it stops
+        partners:str='loader', # Where partners come from: 'loader' loads each one, 'pool' keeps items in memory, see `PartnerPool`
+        pool_mb:float=512. # Memory of the pool, in MiB, on the training device
+    ): super().__init__(alpha, q, per_item, labels, seed, start, stop, partners, pool_mb)
 
     def draw_lam(self,
         bs:int # Items in the batch
@@ -122,7 +138,7 @@ def before_train(self:PairedMixer):
     a,b = np.random.SeedSequence((self._entropy, self._n_fits, e)).spawn(2)
     self._rng,self._sampler.rng = np.random.default_rng(a),np.random.default_rng(b)
     self._base_probs = stream_probs(base, self._sampler.counts, self._ids)
-    self._paired = PairedDL(base, self._draw_partners) if e/n<self.stop and (e+1)/n>self.start else None
+    self._paired = self._pairs_of(base) if e/n<self.stop and (e+1)/n>self.start else None
     if self._paired is not None: self.learn.dl = self._paired
 
 @patch
@@ -135,6 +151,14 @@ def _read_labels(self:PairedMixer, base):
         self._sampler,self._means = ClassSampler(ids, n_classes=len(counts), seed=0),{}
     if not callable(self.q): self._sampler.probs = class_probs(self._sampler.counts, self.q)
 
+# %% ../nbs/mixup.ipynb #885a539e
+@patch
+def _pairs_of(self:PairedMixer, base):
+    "The loader `base` with partners"
+    if self.partners=='loader': return PairedDL(base, self._draw_partners)
+    state,self._pool_state = self._pool_state,None
+    return PooledDL(base, self._pool, self._set_probs, state)
+
 # %% ../nbs/mixup.ipynb #6f2a73b5
 @patch
 def _start_fit(self:PairedMixer, searching):
@@ -142,7 +166,25 @@ def _start_fit(self:PairedMixer, searching):
     if self._entropy is None: self._entropy = int(np.random.randint(2**31)) if self.seed is None else self.seed
     if not searching and (self.learn.epoch==0 or not self._n_fits): self._n_fits += 1
     self._lams,self._steps = [],0
+    self._pool = PartnerPool(self._ids, self._sampler, self.pool_mb) if self.partners=='pool' else None
     self._partner_counts,self._mass = np.zeros(len(self._sampler.counts), dtype=np.int64),np.zeros(len(self._sampler.counts))
+
+# %% ../nbs/mixup.ipynb #c2cf7552
+@patch
+def after_train(self:PairedMixer):
+    if self.learn.epoch+1==self.learn.n_epoch: self._pool = self._paired = None # give the memory back
+
+@patch
+def state_dict(self:PairedMixer)->dict: # Empty unless there is a pool
+    "What a resumed fit needs to have the same partners at hand"
+    return {} if self._pool is None else self._pool.state_dict()
+
+@patch
+def load_state_dict(self:PairedMixer,
+    state:dict # What `state_dict` returned
+):
+    "Begin the next fit with the pool of `state`"
+    self._pool_state = state or None
 
 # %% ../nbs/mixup.ipynb #34ff19bb
 @patch
@@ -153,11 +195,16 @@ def _partner_probs(self:PairedMixer, pct):
 def _draw_partners(self:PairedMixer, n):
     "Dataset indices of the partners of an epoch's `n` items"
     if not callable(self.q): return self._sampler.draw(n)
-    res,bs,learn = [],self._paired.bs,self.learn
+    res,bs = [],self._paired.bs
     for i,k in enumerate(range(0, n, bs)):
-        self._sampler.probs = self._partner_probs((learn.epoch + min(i/len(self._paired), 1))/learn.n_epoch) # the last, incomplete batch may be dropped
+        self._set_probs(i)
         res.append(self._sampler.draw(min(bs, n-k)))
     return np.concatenate(res)
+
+@patch
+def _set_probs(self:PairedMixer, i):
+    "Class probabilities of the partners of batch `i`"
+    if callable(self.q): self._sampler.probs = self._partner_probs((self.learn.epoch + min(i/len(self._paired), 1))/self.learn.n_epoch) # the last, incomplete batch may be dropped
 
 # %% ../nbs/mixup.ipynb #50da2929
 @patch

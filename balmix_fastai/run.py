@@ -90,7 +90,9 @@ def _set_rng_state(learn, s):
     if 'cuda' in s and torch.cuda.is_available(): torch.cuda.set_rng_state_all([o.cpu() for o in s['cuda']])
     for k,g in _generators(learn).items(): g.state = s[k]
 
-# %% ../nbs/run.ipynb #38e34793
+# %% ../nbs/run.ipynb #a9015f9f
+def _mixers_of(learn): return [cb for cb in learn.cbs if isinstance(cb, PairedMixer)]
+
 class Checkpoint(Callback):
     "Write log, best weights and a resumable state to `path` after each epoch"
     order = 62 # after `Recorder` (50), before fastai's `SkipToEpoch` (70)
@@ -109,6 +111,7 @@ class Checkpoint(Callback):
         learn.model.load_state_dict(self._state['model'])
         if learn.opt is None: learn.create_opt()
         learn.opt.load_state_dict(self._state['opt'])
+        for cb,o in zip(_mixers_of(learn), self._state['cbs']): cb.load_state_dict(o)
         return len(self.rows)
 
     def before_fit(self):
@@ -134,8 +137,8 @@ class Checkpoint(Callback):
         pd.DataFrame(self.rows).to_csv(self.path/'log.csv', index=False)
         scaler,smooth = getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
         self._write('state.pth', dict(model=self.learn.model.state_dict(), opt=self.learn.opt.state_dict(), rows=self.rows, best=self.best,
-            best_epoch=self.best_epoch, rng=_rng_state(self.learn), smooth_loss=(smooth.count, smooth.val),
-            scaler=None if scaler is None else scaler.state_dict()))
+            best_epoch=self.best_epoch, rng=_rng_state(self.learn), cbs=[cb.state_dict() for cb in _mixers_of(self.learn)],
+            smooth_loss=(smooth.count, smooth.val), scaler=None if scaler is None else scaler.state_dict()))
 
     def _write(self, name, o):
         torch.save(o, self.path/f'{name}.tmp')
@@ -163,6 +166,9 @@ def check_run(
     if o.defer and o.loss in ('class_balanced','label_smoothing','quadratic_kappa'): raise ValueError(f"defer: the loss {o.loss} has weights of its own or none to set; use ce, focal, ldam or another.")
     for k,v in dict(mixer=_mixers, two_stage=_stages, posthoc=_posthoc).items():
         if getattr(o, k) not in v: raise ValueError(f"{k}={getattr(o, k)!r} is not known; choose one of {', '.join(v)}.")
+    if o.partners not in ('loader','pool'): raise ValueError(f"partners={o.partners!r} must be loader or pool.")
+    if o.partners=='pool' and o.mixer=='mixup': raise ValueError("partners='pool': fastai's MixUp mixes a batch with itself and has no partners to hold; leave it out.")
+    if not (_is_number(o.pool_mb) and o.pool_mb>0): raise ValueError(f"pool_mb={o.pool_mb!r} must be a number of megabytes greater than 0.")
     if o.posthoc=='cuts' and not ordinal: raise ValueError("posthoc='cuts' is for ordered classes, and these are not; if they are grades, say so (--ordinal).")
     if o.two_stage!='none' and o.head=='cosine': raise ValueError(f"two_stage={o.two_stage!r} is for linear classifiers, not for head='cosine'.")
     augmentation(o.augment)
@@ -187,6 +193,8 @@ def train_run(
     head:str='fastai', # Head of timm's networks, see `make_learner`
     mixer:str='balanced_mixup', # What mixes: balanced_mixup, mixup (fastai's), remix, mamix, unimix, cutmix (balanced), or manifold (Balanced-MixUp on features)
     alpha:float=.2, # Its strength, 0 for none (usual: .1 to .3 for Balanced-MixUp, .2 or 1 for MixUp, .8 for UniMix, 1 for the others)
+    partners:str='loader', # Where its partners come from: loader or pool, see `BalancedMixUp`
+    pool_mb:float=512., # Memory of the pool, in MiB
     sampling='instance', # Stream that is trained on, see `resample`
     loss:str='ce', # See `make_loss`
     defer:bool=False, # Class weights for the loss in the last fifth of training, see `DeferredReweighting`?
@@ -213,13 +221,13 @@ def train_run(
 )->dict: # Metrics of each split, the label mass of the last epoch, the best epoch, and the learning rate
     "Train, choose a checkpoint on validation, predict, and write all results to `out`"
     out,start = Path(out),time.time()
-    check_run(data.ordinal, arch=arch, pretrained=pretrained, head=head, mixer=mixer, alpha=alpha, sampling=sampling, loss=loss,
-        defer=defer, two_stage=two_stage, posthoc=posthoc, epochs=epochs, lr=lr, schedule=schedule, opt=opt, mom=mom, wd=wd,
+    check_run(data.ordinal, arch=arch, pretrained=pretrained, head=head, mixer=mixer, alpha=alpha, partners=partners, pool_mb=pool_mb,
+        sampling=sampling, loss=loss, defer=defer, two_stage=two_stage, posthoc=posthoc, epochs=epochs, lr=lr, schedule=schedule, opt=opt, mom=mom, wd=wd,
         bs=bs, augment=augment, metric=metric, tta=tta, fp16=fp16)
     out.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     dls,extra = resample(data.dataloaders(size=size, bs=bs, tfms=augmentation(augment), workers=workers, normalize=not pretrained, seed=seed), sampling, seed)
-    mixers = [_mixers[mixer](alpha, seed=seed)] if alpha else []
+    mixers = [_mixers[mixer](alpha, seed=seed, partners=partners, pool_mb=pool_mb)] if alpha else []
     if defer: extra.append(DeferredReweighting())
     learn = make_learner(dls, arch, pretrained, head, loss_func=make_loss(loss, data.counts('train')), metrics=paper_metrics(data.ordinal),
         cbs=[*mixers, *extra], path=out, wd=wd, **optimizer(opt, mom))
@@ -263,8 +271,8 @@ def _bars_or_lines(learn):
         with learn.no_bar(): yield
     finally: learn.logger = logger
 
-# %% ../nbs/run.ipynb #5d2dab62
-def _fastai_mixup(alpha, seed): return MixUp(alpha)
+# %% ../nbs/run.ipynb #c37a3796
+def _fastai_mixup(alpha, **kwargs): return MixUp(alpha)
 _mixers = dict(balanced_mixup=BalancedMixUp, mixup=_fastai_mixup, remix=ReMix, mamix=MAMix, unimix=UniMix,
     cutmix=BalancedCutMix, manifold=BalancedManifoldMixUp)
 _stages = dict(none=None, retrain=lambda o,seed: o.retrain_classifier(seed=seed), scale=lambda o,seed: o.scale_classifier(seed=seed),
@@ -294,8 +302,7 @@ def _write_json(file, o): _write_whole(file, json.dumps(o, indent=1).encode())
 # %% ../nbs/run.ipynb #2ad30ffb
 def _label_mass(learn):
     "Share of each class in the labels"
-    for cb in learn.cbs:
-        if isinstance(cb, PairedMixer): cb.before_fit()
+    for cb in _mixers_of(learn): cb.before_fit()
     return prior_table(learn).mixing.tolist()
 
 def _correct(learn, data, out, posthoc, metric, probs, targs):

@@ -144,18 +144,29 @@ def draw(self:ClassSampler,
     n:int # Number of indices
 )->np.ndarray: # Item indices in [0,N), int64, shape (n,)
     "Draw the next `n` item indices"
-    if self.stratified: return self._items(self._quota_classes(n), self.rng.random(n))
+    if self.stratified: return self.items(self._quota_classes(n), self.rng.random(n))
     res = np.empty(n, dtype=np.int64)
     for i in range(0, n, self._chunk):
         u = self.rng.random((min(self._chunk, n-i), 2))
-        res[i:i+len(u)] = self._items(np.searchsorted(self._cum, u[:,0], side='right'), u[:,1])
+        res[i:i+len(u)] = self.items(self.classes(u[:,0]), u[:,1])
     return res
 
 @patch
-def _items(self:ClassSampler, c, u):
+def classes(self:ClassSampler,
+    u # Numbers in [0,1), shape (n,)
+)->np.ndarray: # Class ids, shape (n,)
+    "The classes that uniform numbers stand for"
+    return np.searchsorted(self._cum, u, side='right')
+
+@patch
+def items(self:ClassSampler,
+    c, # Class ids, shape (n,)
+    u # Places among the items of these classes, numbers in [0,1), shape (n,)
+)->np.ndarray: # Item indices in [0,N), int64, shape (n,)
     "The item at the share `u` of each class in `c`"
     return self._order[self._starts[c] + (u*self.counts[c]).astype(np.int64)].astype(np.int64)
 
+# %% ../nbs/sampling.ipynb #17804354
 @patch
 def _quota_classes(self:ClassSampler, n):
     "`n` classes in random order, each as often as its share, rounded up or down so that the mean is exact"
