@@ -19,3 +19,4 @@ from .protocol import *
 from .run import *
 from .tables import *
 from .study import *
+from .bench import *

@@ -66,7 +66,7 @@ def test_nbdev_finds_the_package(meta):
 
 def test_console_scripts_exist(meta):
     cmds = dict(o.split('=') for o in meta['entry_points']['console_scripts'])
-    assert {'balmix-demo','balmix-train','balmix-study'} <= cmds.keys()
+    assert {'balmix-demo','balmix-train','balmix-study','balmix-bench'} <= cmds.keys()
     for o in cmds.values():
         mod,fn = o.split(':')
         assert callable(getattr(importlib.import_module(mod), fn)), o
