@@ -268,7 +268,7 @@ class _WrappedDL(TfmdDL):
     def __init__(self, dl):
         _check_base(dl)
         fake = dl.fake_l
-        self.dl,self.pairs = dl,None
+        self.dl,self.pairs,self.raw,self.is_raw,self._ends = dl,None,False,False,None
         self.dataset,self.bs,self.n,self.shuffle,self.drop_last = dl.dataset,dl.bs,dl.n,dl.shuffle,dl.drop_last
         self.indexed,self.pin_memory,self.timeout,self.num_workers,self.offs = True,dl.pin_memory,dl.timeout,1,0
         self.device = dl.device
@@ -285,11 +285,37 @@ class _WrappedDL(TfmdDL):
     def wif(self):         self.dl.wif()
     def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)
 
-# %% ../nbs/data.ipynb #fffb3176
-def _halves(dl, a, b):
-    "Two batches through the batch transforms of `dl`, independent of each other, as one tuple"
-    if dl.pin_memory: a,b = (tuple(o) if type(o)==list else o for o in (a,b)) # pinning turns tuples into lists
-    return *tuplify(dl.after_batch(a)), *tuplify(dl.after_batch(b))
+# %% ../nbs/data.ipynb #acf2b81c
+def _rows_at_a_time(
+    x:Tensor # Shape (n,...)
+): # Tensors that are parts of `x`, of a few MB each
+    "Parts of `x` for operations in place: a CPU is slow to hand out large temporary tensors"
+    return x.split(max(1, 2**20//max(x[0].numel(), 1)))
+
+def _is_affine(dl, b):
+    "Do the batch transforms of `dl` scale and shift the pixels of the inputs in the batch `b`, and nothing else?"
+    fs,n = getattr(dl.after_batch, 'fs', ()),dl.n_inp
+    if not len(fs) or any(type(f) not in (IntToFloatTensor, Normalize) for f in fs): return False
+    return isinstance(b, tuple) and all(isinstance(o, TensorImage) and o.ndim==4 for o in b[:n]) and not any(isinstance(o, TensorImageBase) for o in b[n:])
+
+@patch
+def _halves(self:_WrappedDL, a, b):
+    "Two batches through the batch transforms, independent of each other, as one tuple"
+    a,b = (tuple(o) if self.pin_memory and type(o)==list else o for o in (a,b)) # pinning turns tuples into lists
+    self.is_raw = self.raw and _is_affine(self.dl, a)
+    return (*a, *b) if self.is_raw else (*tuplify(self.dl.after_batch(a)), *tuplify(self.dl.after_batch(b)))
+
+# %% ../nbs/data.ipynb #2ba58801
+@patch
+def scale(self:_WrappedDL,
+    x # Images of a raw batch as floats, shape (bs,C,H,W); written to
+)->TensorImage: # `x`
+    "What the batch transforms make of black and of white says what they make of every pixel"
+    if self._ends is None or self._ends[0].shape[1]!=x.shape[1]:
+        self._ends = [first(tuplify(self.dl.after_batch((x.new_full((1, x.shape[1], 1, 1), v),)))).as_subclass(Tensor) for v in (0., 255.)]
+    low,high = self._ends
+    for o in _rows_at_a_time(x.as_subclass(Tensor)): o.mul_((high-low)/255).add_(low)
+    return x
 
 # %% ../nbs/data.ipynb #51be8f72
 class PairedDL(_WrappedDL):
@@ -316,4 +342,4 @@ class PairedDL(_WrappedDL):
 
     def after_batch(self, b):
         a,b,self.pairs = b
-        return _halves(self.dl, a, b)
+        return self._halves(a, b)

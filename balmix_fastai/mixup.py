@@ -14,7 +14,7 @@ from fastai.layers import NoneReduce
 
 from .sampling import *
 from .data import *
-from .data import _check_base, _ids_counts, _unwrap
+from .data import _check_base, _ids_counts, _rows_at_a_time, _unwrap
 from .pool import *
 from .pool import _check_mb
 
@@ -36,7 +36,14 @@ def _mix(a, b, lam):
     if a.shape!=b.shape: raise ValueError(f"An input has shape {tuple(a.shape)} but its partner {tuple(b.shape)}; "
         "give all items one size, for images with item_tfms=Resize(...).")
     if isinstance(lam, np.ndarray): lam = torch.as_tensor(lam, dtype=a.dtype, device=a.device).view(-1, *[1]*(a.ndim-1))
-    return torch.lerp(a, b, lam)
+    return torch.lerp(a, b, lam) if b.is_floating_point() else _mix_bytes(a, b, lam)
+
+def _mix_bytes(a, b, lam):
+    "Write `(1-lam)*a + lam*b`, where `b` are bytes, into `a`"
+    x,x1 = (_rows_at_a_time(o.as_subclass(Tensor)) for o in (a, b))
+    lams = lam.split(len(x[0])) if isinstance(lam, Tensor) else itertools.repeat(lam)
+    for o,p,l in zip(x, x1, lams): o.mul_(1-l).add_(p*l)
+    return a
 
 # %% ../nbs/mixup.ipynb #7a2e26a0
 class PairedMixer(Callback):
@@ -139,7 +146,7 @@ def before_train(self:PairedMixer):
     self._rng,self._sampler.rng = np.random.default_rng(a),np.random.default_rng(b)
     self._base_probs = stream_probs(base, self._sampler.counts, self._ids)
     self._paired = self._pairs_of(base) if e/n<self.stop and (e+1)/n>self.start else None
-    if self._paired is not None: self.learn.dl = self._paired
+    if self._paired is not None: self.learn.dl,self._paired.raw = self._paired,True
 
 @patch
 def _read_labels(self:PairedMixer, base):
@@ -232,11 +239,17 @@ def before_batch(self:PairedMixer):
     self._lam,self._pct = None,(self.learn.epoch + self.learn.iter/self.learn.n_iter)/self.learn.n_epoch # `pct_train` adds up rounding errors
     self._steps += 1
     self._mass += self.label_mass(self._base_probs)
-    if self._paired is not None:
-        b = (*self.learn.xb, *self.learn.yb) # `Learner._split` has guessed where four parts divide
-        (xb,yb),(xb1,self._yb1) = ((o[:self._paired.n_inp], o[self._paired.n_inp:]) for o in (b[:len(b)//2], b[len(b)//2:]))
-        self.learn.xb,self.learn.yb = xb,yb
-    if not self._mixes(self._pct): return
+    if self._paired is None: return
+    n,b = self._paired.n_inp,(*self.learn.xb, *self.learn.yb) # `Learner._split` has guessed where four parts divide
+    (xb,yb),(xb1,self._yb1) = ((o[:n], o[n:]) for o in (b[:len(b)//2], b[len(b)//2:]))
+    if self._paired.is_raw: xb = tuple(o.float() for o in xb)
+    self.learn.xb,self.learn.yb = xb,yb
+    if self._mixes(self._pct): self._mix_batch(xb, xb1)
+    if self._paired.is_raw: self.learn.xb = tuple(self._paired.scale(o) for o in self.learn.xb)
+
+@patch
+def _mix_batch(self:PairedMixer, xb, xb1):
+    "Draw $\\lambda$, mix the inputs, and work out the weight of the labels"
     self._alpha_now = self._alpha_at(self._pct)
     pairs = self._paired.pairs
     self._partner_counts += np.bincount(self._ids[pairs[:,1]], minlength=len(self._partner_counts))

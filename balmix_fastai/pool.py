@@ -12,7 +12,7 @@ from fastai.basics import *
 
 from .sampling import *
 from .data import *
-from .data import _WrappedDL, _halves
+from .data import _WrappedDL
 
 # %% ../nbs/pool.ipynb #dd566d16
 def fill_level(
@@ -102,7 +102,9 @@ def add(self:PartnerPool,
     self._place[gone[gone>=0]] = -1
     at,idxs,rows = (o[at>=0] for o in (at, idxs, rows))
     self._item[at],self._place[idxs] = idxs,at
-    for o,p in zip(b, self.parts): p.index_copy_(0, torch.as_tensor(at, device=p.device), o[torch.as_tensor(rows, device=p.device)].as_subclass(Tensor))
+    for o,p in zip(b, self.parts):
+        i,j = (torch.as_tensor(v, device=p.device) for v in (at, rows))
+        p.index_copy_(0, i, o.as_subclass(Tensor).index_select(0, j))
 
 @patch
 def _free_places(self:PartnerPool, ids):
@@ -125,7 +127,8 @@ def draw(self:PartnerPool,
     u = self.sampler.rng.random((n, 2))
     c = self.sampler.classes(u[:,0])
     at = self._first[c]+(u[:,1]*self.held[c]).astype(np.int64)
-    return tuple(p[torch.as_tensor(at, device=p.device)].as_subclass(t) for p,t in zip(self.parts, self._types)),self._item[at]
+    b = (p.index_select(0, torch.as_tensor(at, device=p.device)) for p in self.parts)
+    return tuple(o.as_subclass(t) for o,t in zip(b, self._types)),self._item[at]
 
 # %% ../nbs/pool.ipynb #9fdc181a
 @patch
@@ -191,7 +194,7 @@ class PooledDL(_RawDL):
         b1,idxs1 = self.pool.draw(len(idxs))
         self.pool.add(b, idxs)
         self.pairs,self.i = np.stack([idxs, idxs1], 1),self.i+1
-        return _halves(self.dl, b, b1)
+        return self._halves(b, b1)
 
 # %% ../nbs/pool.ipynb #ef88dc8c
 class _FillDL(_RawDL):

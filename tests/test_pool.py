@@ -3,9 +3,10 @@ import pickle
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, TfmdDL, Transform, load_learner, nn, noop, set_seed
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, L, Learner, Normalize, TensorImage, TfmdDL, Transform, nn, noop, set_seed
 from fastai.callback.all import ProgressCallback
 from fastai.data.load import SkipItemException
+from fastai.vision.augment import Flip
 from balmix_fastai.data import PairedDL
 from balmix_fastai.mixers import BalancedCutMix, ReMix
 from balmix_fastai.mixup import BalancedMixUp
@@ -274,3 +275,69 @@ def test_bad_arguments(kw, says):
 def test_a_pool_of_other_settings_is_refused():
     a,b = pool_of(50),pool_of(60)
     with pytest.raises(ValueError, match='same data'): a.restore(b.state_dict())
+
+def images(stats=True, size=12, k=3, aug=()):
+    "Byte images in memory, with the batch transforms of fastai"
+    rng = np.random.default_rng(0)
+    x = [TensorImage(torch.as_tensor(o)) for o in rng.integers(0, 256, (n_all,k,size,size), dtype=np.uint8)]
+    tfms = [IntToFloatTensor(), *aug, *([Normalize.from_stats([.4,.5,.6][:k], [.2,.3,.1][:k], cuda=False)] if stats else [])]
+    return [TfmdDL(L(zip(x, torch.as_tensor(y))), bs=32, shuffle=s, after_batch=tfms) for s in (True, False)]
+
+class Late(Callback):
+    "The batch that the model gets, and the same one made of transformed halves"
+    order = 1
+    def __init__(self, mixer): self.mixer,self.got,self.raw = mixer,[],[]
+    def before_batch(self):
+        if not self.training: return
+        self.got.append(self.xb[0].clone())
+        self.raw.append(self.mixer._paired is not None and self.mixer._paired.is_raw)
+
+def late_run(mixer, slow=False, **kw):
+    set_seed(0)
+    k = kw.get('k', 3)
+    late = Late(mixer)
+    dls = DataLoaders(*images(**kw))
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(144*k, 4)), loss_func=CrossEntropyLossFlat(), cbs=[mixer, late])
+    learn.remove_cb(ProgressCallback).logger = noop
+    if slow: dls.train.after_batch.add(Slow())
+    learn.fit(2, 1e-3)
+    return late,learn
+
+class Slow(Transform):
+    "Does nothing, but is not known to do nothing"
+    order = 1000
+
+@pytest.mark.parametrize('partners', ['loader','pool'])
+@pytest.mark.parametrize('mixer', [lambda **kw: BalancedMixUp(.4, **kw), lambda **kw: BalancedMixUp(.4, per_item=True, **kw), lambda **kw: BalancedMixUp(.4, stop=.5, **kw),
+    lambda **kw: ReMix(**kw), lambda **kw: BalancedCutMix(p=.7, start=0., stop=1., **kw)])
+def test_mixing_before_the_transforms_is_mixing_after_them(mixer, partners):
+    "To the rounding of floats; `Slow` sends the batches through the transforms first"
+    fast,a = late_run(mixer(labels=y, seed=1, partners=partners))
+    slow,b = late_run(mixer(labels=y, seed=1, partners=partners), slow=True)
+    assert all(fast.raw[:n_all//32]) and not any(slow.raw) and len(fast.got)==len(slow.got)
+    for p,q in zip(fast.got, slow.got): assert type(p) is type(q) and torch.allclose(p, q, atol=2e-5), (p-q).abs().max()
+    for p,q in zip(a.model.parameters(), b.model.parameters()): assert torch.allclose(p, q, atol=1e-4)
+
+@pytest.mark.parametrize('kw,raw', [(dict(stats=False), True), (dict(k=1), True), (dict(aug=[Flip(p=.5)]), False)])
+def test_which_transforms_can_wait(kw, raw):
+    late,_ = late_run(BalancedMixUp(.4, labels=y, seed=1), **kw)
+    slow,_ = late_run(BalancedMixUp(.4, labels=y, seed=1), slow=True, **kw)
+    assert all(o==raw for o in late.raw)
+    for p,q in zip(late.got, slow.got): assert torch.allclose(p, q, atol=2e-5)
+
+def test_a_batch_that_is_not_mixed_is_the_loaders_own():
+    "Of epochs outside of the window, and with the transforms done late inside of it"
+    class Zero(BalancedMixUp):
+        def draw_lam(self, bs): return None
+    late,learn = late_run(Zero(.4, labels=y, seed=1))
+    assert all(late.raw)
+    set_seed(0)
+    train,_ = images()
+    plain = [b[0].clone() for _ in range(2) for b in train]
+    assert len(plain)==len(late.got)
+    for p,q in zip(late.got[:n_all//32], plain): assert torch.allclose(p, q, atol=2e-5)
+
+def test_pairs_read_by_hand_are_transformed():
+    train,_ = images()
+    x,_,x1,_ = PairedDL(train, ClassSampler(y, seed=0).draw).one_batch()
+    assert x.is_floating_point() and x1.is_floating_point() and x.abs().max()<7
