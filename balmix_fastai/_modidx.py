@@ -953,4 +953,5 @@ d = { 'settings': { 'branch': 'main',
                                    'balmix_fastai.tta._FlipTTA.before_batch': ('tta.html#_fliptta.before_batch', 'balmix_fastai/tta.py'),
                                    'balmix_fastai.tta._activation': ('tta.html#_activation', 'balmix_fastai/tta.py'),
                                    'balmix_fastai.tta._flip': ('tta.html#_flip', 'balmix_fastai/tta.py'),
+                                   'balmix_fastai.tta._gathered': ('tta.html#_gathered', 'balmix_fastai/tta.py'),
                                    'balmix_fastai.tta._is_image': ('tta.html#_is_image', 'balmix_fastai/tta.py')}}}

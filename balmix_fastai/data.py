@@ -329,7 +329,8 @@ class PairedDL(_WrappedDL):
 
     def get_idxs(self):
         idxs = np.asarray(self.dl.get_idxs(), dtype=np.int64)
-        return np.stack([idxs, self.draw(len(idxs))], 1)
+        res = np.stack([idxs, self.draw(len(idxs))], 1)
+        return res if num_distrib()<2 else res.tolist() # `DistributedDL` makes a list of it in any case, and of arrays slowly
 
     def _load(self, pair):
         a,b = self.dl.do_item(pair[0]),self.dl.do_item(pair[1])

@@ -142,7 +142,7 @@ def before_train(self:PairedMixer):
     e,n,searching = self.learn.epoch,self.learn.n_epoch,hasattr(self.learn, 'lr_finder')
     if self._epoch is None or e!=self._epoch+1: self._start_fit(searching)
     self._epoch = None if searching else e
-    a,b = np.random.SeedSequence((self._entropy, self._n_fits, e)).spawn(2)
+    a,b = np.random.SeedSequence((self._entropy, self._n_fits, e, *L(rank_distrib() or None))).spawn(2) # each process has its own $\lambda$
     self._rng,self._sampler.rng = np.random.default_rng(a),np.random.default_rng(b)
     self._base_probs = stream_probs(base, self._sampler.counts, self._ids)
     self._paired = self._pairs_of(base) if e/n<self.stop and (e+1)/n>self.start else None
@@ -164,7 +164,9 @@ def _pairs_of(self:PairedMixer, base):
     "The loader `base` with partners"
     if self.partners=='loader': return PairedDL(base, self._draw_partners)
     state,self._pool_state = self._pool_state,None
-    return PooledDL(base, self._pool, self._set_probs, state)
+    res = PooledDL(base, self._pool, self._set_probs, state)
+    res.device = self.learn.dl.device # of several processes each has its own
+    return res
 
 # %% ../nbs/mixup.ipynb #6f2a73b5
 @patch

@@ -7,10 +7,11 @@ Docs: https://balmix.github.io/balmix_fastai/tta.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/tta.ipynb #b4b583fa
+# %% ../nbs/tta.ipynb #19566e9d
+import numpy as np
 from torch import nn, Tensor
 from torch.nn import functional as F
-from fastai.basics import Callback, Learner, apply, noop, patch, to_float
+from fastai.basics import Callback, Learner, apply, noop, num_distrib, patch, to_float
 
 # %% ../nbs/tta.ipynb #6a836d6f
 _flips = dict(none=[()], h=[(), (-1,)], v=[(), (-2,)], hv=[(), (-1,), (-2,), (-1,-2)])
@@ -57,6 +58,14 @@ class _FlipTTA(Callback):
     def after_batch(self):
         if self.flip_plain is not None: self.learn.pred = self.flip_plain
 
+# %% ../nbs/tta.ipynb #e2cd260b
+def _gathered(n, bs, world):
+    "Item at each place of what fastai gathers from `world` processes, each with a share of the `n` items in batches of `bs`"
+    per = -(-n//world) # the shares are rounded up, and what is beyond the end is dropped
+    i = np.arange(per)
+    idxs = np.concatenate([r*per+i[b:b+bs] for b in range(0, per, bs) for r in range(world)])
+    return idxs[idxs<n]
+
 # %% ../nbs/tta.ipynb #fc7114e9
 @patch
 def flip_tta(self:Learner,
@@ -67,4 +76,7 @@ def flip_tta(self:Learner,
 )->tuple: # Mean probabilities, float, shape (N,K), and targets, in the order of the data set
     "Predict each image and its flips, and average the probabilities"
     if axes not in _flips: raise ValueError(f"axes={axes!r} is not one of {', '.join(map(repr, _flips))}.")
-    return self.get_preds(ds_idx, dl=dl, act=noop, cbs=_FlipTTA(_flips[axes], act or _activation(self.loss_func)))
+    res = self.get_preds(ds_idx, dl=dl, act=noop, cbs=_FlipTTA(_flips[axes], act or _activation(self.loss_func)))
+    if not hasattr(self, 'distributed_trainer'): return res
+    back = np.argsort(_gathered(len(res[0]), (dl or self.dls[ds_idx]).bs, num_distrib()))
+    return tuple(o[back] for o in res)
