@@ -1,8 +1,8 @@
 "The benchmark's arithmetic, and that every part of it runs at a small size. No test looks at how fast anything is."
 import json
-import numpy as np, pandas as pd, pytest
+import pytest
 from PIL import Image
-from balmix_fastai.bench import BenchResults, bench_start, make_jpegs, ratio, run_benches, take_turns
+from balmix_fastai.bench import BenchResults, make_jpegs, ratio, take_turns
 from balmix_fastai.cli import CliError, balmix_bench
 
 def test_turns_alternate_and_ratios_are_of_turns():

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from scipy import stats
 
-import accelerate # of the dev extra; without it nothing here can be tested
 script = Path(__file__).with_name('two_processes.py')
 
 def launch(out, mode):

@@ -3,7 +3,8 @@ import pickle
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, L, Learner, Normalize, TensorImage, TfmdDL, Transform, nn, noop, set_seed
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, IntToFloatTensor, L, Learner, Normalize, TensorImage
+from fastai.basics import TfmdDL, Transform, nn, noop, set_seed
 from fastai.callback.all import ProgressCallback
 from fastai.data.load import SkipItemException
 from fastai.vision.augment import Flip
@@ -96,14 +97,17 @@ def test_first_items_are_rare_ones_whole_and_some_of_each():
     assert len(set(idxs))==len(idxs) and n.tolist()==fill_level(counts, 59).tolist()==[17,17,17,6]
     assert np.bincount(y[pool.first_items(0)], minlength=4).tolist()==[1,1,1,1]
 
+def quiet(dls, model, cbs=None, path=None):
+    "A learner that shows nothing"
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=cbs, path=path)
+    learn.remove_cb(ProgressCallback).logger = noop
+    return learn
+
 def learner(cbs=None, bs=32, workers=0, ds=None, path=None, after_batch=None, drop_last=True):
     set_seed(0)
     ds = ds or Items()
     train = TfmdDL(ds, bs=bs, shuffle=True, drop_last=drop_last, num_workers=workers, after_batch=after_batch)
-    valid = TfmdDL(Items(), bs=64)
-    learn = Learner(DataLoaders(train, valid), nn.Sequential(nn.Flatten(), nn.Dropout(.2), nn.Linear(4, 4)), loss_func=CrossEntropyLossFlat(), cbs=cbs, path=path)
-    learn.remove_cb(ProgressCallback).logger = noop
-    return learn
+    return quiet(DataLoaders(train, TfmdDL(Items(), bs=64)), nn.Sequential(nn.Flatten(), nn.Dropout(.2), nn.Linear(4, 4)), cbs, path)
 
 class Watch(Callback):
     "What the model gets, from which items"
@@ -198,8 +202,7 @@ def test_the_pool_never_reaches_an_export(tmp_path):
     cb = BalancedMixUp(.4, labels=y, seed=1, partners='pool')
     set_seed(0)
     ds = Big()
-    learn = Learner(DataLoaders(TfmdDL(ds, bs=32, shuffle=True), TfmdDL(ds, bs=64)), nn.Sequential(nn.Flatten(), nn.Linear(64*64, 4)), loss_func=CrossEntropyLossFlat(), cbs=cb, path=tmp_path)
-    learn.remove_cb(ProgressCallback).logger = noop
+    learn = quiet(DataLoaders(TfmdDL(ds, bs=32, shuffle=True), TfmdDL(ds, bs=64)), nn.Sequential(nn.Flatten(), nn.Linear(64*64, 4)), cb)
     seen = []
     class Look(Callback):
         def after_train(self): seen.append((cb._pool, len(pickle.dumps({k:v for k,v in cb.__getstate__().items() if k!='learn'}))))
@@ -223,9 +226,8 @@ def test_cutmix_from_the_pool():
     cb = BalancedCutMix(p=1., labels=y, seed=0, partners='pool', start=0., stop=1.)
     w = Watch(cb)
     set_seed(0)
-    learn = Learner(DataLoaders(TfmdDL(Images(), bs=32, shuffle=True), TfmdDL(Images(), bs=64)), nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), loss_func=CrossEntropyLossFlat(), cbs=[cb, w])
-    learn.remove_cb(ProgressCallback).logger = noop
-    learn.fit(1, 1e-6)
+    dls = DataLoaders(TfmdDL(Images(), bs=32, shuffle=True), TfmdDL(Images(), bs=64))
+    quiet(dls, nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), [cb, w]).fit(1, 1e-6)
     for x,p in zip(w.x, w.pairs):
         for img,(i,j) in zip(x, p): assert set(img.unique().tolist())<={float(i), float(j)}
 
@@ -258,8 +260,8 @@ class Ragged(Items):
 def test_what_cannot_work_is_refused(ds, kw, says):
     cb = BalancedMixUp(.4, labels=y, seed=1, partners='pool', **kw)
     set_seed(0)
-    learn = Learner(DataLoaders(TfmdDL(ds, bs=1 if isinstance(ds, Ragged) else 32, shuffle=True), TfmdDL(ds, bs=64)), nn.Linear(2, 2), loss_func=CrossEntropyLossFlat(), cbs=cb)
-    learn.remove_cb(ProgressCallback).logger = noop
+    dls = DataLoaders(TfmdDL(ds, bs=1 if isinstance(ds, Ragged) else 32, shuffle=True), TfmdDL(ds, bs=64))
+    learn = quiet(dls, nn.Linear(2, 2), cb)
     with pytest.raises(ValueError, match=says): learn.fit(1, 1e-3)
 
 def test_nested_batches_are_refused():
@@ -297,8 +299,7 @@ def late_run(mixer, slow=False, **kw):
     k = kw.get('k', 3)
     late = Late(mixer)
     dls = DataLoaders(*images(**kw))
-    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(144*k, 4)), loss_func=CrossEntropyLossFlat(), cbs=[mixer, late])
-    learn.remove_cb(ProgressCallback).logger = noop
+    learn = quiet(dls, nn.Sequential(nn.Flatten(), nn.Linear(144*k, 4)), [mixer, late])
     if slow: dls.train.after_batch.add(Slow())
     learn.fit(2, 1e-3)
     return late,learn
@@ -308,8 +309,8 @@ class Slow(Transform):
     order = 1000
 
 @pytest.mark.parametrize('partners', ['loader','pool'])
-@pytest.mark.parametrize('mixer', [lambda **kw: BalancedMixUp(.4, **kw), lambda **kw: BalancedMixUp(.4, per_item=True, **kw), lambda **kw: BalancedMixUp(.4, stop=.5, **kw),
-    lambda **kw: ReMix(**kw), lambda **kw: BalancedCutMix(p=.7, start=0., stop=1., **kw)])
+@pytest.mark.parametrize('mixer', [lambda **kw: BalancedMixUp(.4, **kw), lambda **kw: BalancedMixUp(.4, per_item=True, **kw),
+    lambda **kw: BalancedMixUp(.4, stop=.5, **kw), lambda **kw: ReMix(**kw), lambda **kw: BalancedCutMix(p=.7, start=0., stop=1., **kw)])
 def test_mixing_before_the_transforms_is_mixing_after_them(mixer, partners):
     "To the rounding of floats; `Slow` sends the batches through the transforms first"
     fast,a = late_run(mixer(labels=y, seed=1, partners=partners))

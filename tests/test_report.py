@@ -35,7 +35,8 @@ def _plain(p, t, k, bins, counts, shots, guess=None):
 
 @pytest.mark.filterwarnings('ignore:A single label was found')
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32-1), n=st.integers(2, 50), k=st.integers(2, 6), ties=st.booleans(), grouped=st.booleans(), decided=st.booleans(), data=st.data())
+@given(seed=st.integers(0, 2**32-1), n=st.integers(2, 50), k=st.integers(2, 6), ties=st.booleans(), grouped=st.booleans(), decided=st.booleans(),
+    data=st.data())
 def test_weighted_metrics_are_those_of_the_resample(seed, n, k, ties, grouped, decided, data):
     absent = data.draw(st.sets(st.integers(0, k-1), max_size=k-1))
     p,t = _data(seed, n, k, absent, ties)

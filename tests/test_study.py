@@ -86,8 +86,7 @@ def test_what_trains_alike_trains_once(digits, tmp_path, monkeypatch):
     assert fits==[n,0,0,n,0,0]*2 and len(ticks)==12*n==s._epochs_left(tmp_path/'none')
     assert not list((tmp_path/'all').rglob('*.pth')) and not list((tmp_path/'all').rglob('*.tmp'))
     both = predictions(tmp_path/'all')
-    for a in after:
-        assert Study(digits, {a:after[a]}, fast, seeds=2).run(tmp_path/'alone', progress=False)=={}
+    for a in after: assert Study(digits, {a:after[a]}, fast, seeds=2).run(tmp_path/'alone', progress=False)=={}
     assert fits[12:]==[n]*12
     alone = predictions(tmp_path/'alone')
     assert len(both)==12

@@ -31,7 +31,9 @@ class Watch(Callback):
         if not self.training: return
         cb = self.learn.balanced_mix_up if mode!='balanced' else None
         self.x.append(self.xb[0].clone())
-        if cb: self.pairs.append(cb._paired.pairs.copy()); self.lams.append(cb._lam)
+        if cb is None: return
+        self.pairs.append(cb._paired.pairs.copy())
+        self.lams.append(cb._lam)
     def after_loss(self):
         if self.training: self.losses.append(float(self.learn.loss_grad.detach()))
 
@@ -49,7 +51,7 @@ def main():
         preds,targs = learn.flip_tta(axes='none')
         theirs,_ = learn.get_preds()
     names,vals = learn.recorder.metric_names,learn.recorder.values[-1]
-    torch.save(dict(pairs=watch.pairs, lams=watch.lams, losses=watch.losses, x=watch.x, start=start, end=end, preds=preds, targs=targs, theirs=theirs, y=y, values=list(vals), names=list(names),
-        steps=len(learn.recorder.losses)), out/f'{mode}_{rank_distrib()}.pt')
+    seen = {k: getattr(watch, k) for k in ('pairs','lams','losses','x')}
+    torch.save(dict(seen, start=start, end=end, preds=preds, targs=targs, theirs=theirs, y=y, values=list(vals), names=list(names)), out/f'{mode}_{rank_distrib()}.pt')
 
 if __name__=='__main__': main()
