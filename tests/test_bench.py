@@ -1,6 +1,5 @@
 "The benchmark's arithmetic, and that every part of it runs at a small size. No test looks at how fast anything is."
-import json
-import pytest
+import json, pytest
 from PIL import Image
 from balmix_fastai.bench import BenchResults, make_jpegs, ratio, take_turns
 from balmix_fastai.cli import CliError, balmix_bench
