@@ -78,5 +78,5 @@ def flip_tta(self:Learner,
     if axes not in _flips: raise ValueError(f"axes={axes!r} is not one of {', '.join(map(repr, _flips))}.")
     res = self.get_preds(ds_idx, dl=dl, act=noop, cbs=_FlipTTA(_flips[axes], act or _activation(self.loss_func)))
     if not hasattr(self, 'distributed_trainer'): return res
-    back = np.argsort(_gathered(len(res[0]), (dl or self.dls[ds_idx]).bs, num_distrib()))
+    back = np.argsort(_gathered(len(res[0]), (self.dls[ds_idx] if dl is None else dl).bs, num_distrib()))
     return tuple(o[back] for o in res)
