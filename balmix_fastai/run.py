@@ -19,6 +19,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from .sampling import *
 from .data import *
 from .losses import *
+from .pool import _check_mb
 from .mixup import *
 from .mixers import *
 from .prior import *
@@ -168,7 +169,7 @@ def check_run(
         if getattr(o, k) not in v: raise ValueError(f"{k}={getattr(o, k)!r} is not known; choose one of {', '.join(v)}.")
     if o.partners not in ('loader','pool'): raise ValueError(f"partners={o.partners!r} must be loader or pool.")
     if o.partners=='pool' and o.mixer=='mixup': raise ValueError("partners='pool': fastai's MixUp mixes a batch with itself and has no partners to hold; leave it out.")
-    if not (_is_number(o.pool_mb) and o.pool_mb>0): raise ValueError(f"pool_mb={o.pool_mb!r} must be a number of megabytes greater than 0.")
+    _check_mb(o.pool_mb)
     if o.posthoc=='cuts' and not ordinal: raise ValueError("posthoc='cuts' is for ordered classes, and these are not; if they are grades, say so (--ordinal).")
     if o.two_stage!='none' and o.head=='cosine': raise ValueError(f"two_stage={o.two_stage!r} is for linear classifiers, not for head='cosine'.")
     augmentation(o.augment)

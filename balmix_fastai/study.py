@@ -289,7 +289,9 @@ def run(self:Study,
     for k,v in dict(jobs=jobs, threads=threads).items():
         if v<1: raise ValueError(f"{k}={v} must be at least 1.")
     self._check_out(out)
-    for r in self.runs: (self._dir(out, r)/'error.txt').unlink(missing_ok=True) # what failed before is tried again, once
+    for r in self.runs:
+        (self._dir(out, r)/'error.txt').unlink(missing_ok=True) # what failed before is tried again, once
+        self._tidy(r, out) # what a run that was killed at its very end has left
     n,failed,start = 0,{},time.time()
     bar = progress_bar(range(max(self._epochs_left(out), 1))) if progress and _show_bars() else None
     def tick():

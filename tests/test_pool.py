@@ -9,7 +9,7 @@ from fastai.callback.all import ProgressCallback
 from fastai.data.load import SkipItemException
 from fastai.vision.augment import Flip
 from balmix_fastai.data import PairedDL
-from balmix_fastai.mixers import BalancedCutMix, ReMix
+from balmix_fastai.mixers import BalancedCutMix, BalancedManifoldMixUp, ReMix, UniMix
 from balmix_fastai.mixup import BalancedMixUp
 from balmix_fastai.pool import PartnerPool, PooledDL, fill_level
 from balmix_fastai.run import Checkpoint
@@ -310,7 +310,8 @@ class Slow(Transform):
 
 @pytest.mark.parametrize('partners', ['loader','pool'])
 @pytest.mark.parametrize('mixer', [lambda **kw: BalancedMixUp(.4, **kw), lambda **kw: BalancedMixUp(.4, per_item=True, **kw),
-    lambda **kw: BalancedMixUp(.4, stop=.5, **kw), lambda **kw: ReMix(**kw), lambda **kw: BalancedCutMix(p=.7, start=0., stop=1., **kw)])
+    lambda **kw: BalancedMixUp(.4, stop=.5, **kw), lambda **kw: ReMix(**kw), lambda **kw: UniMix(**kw), lambda **kw: BalancedManifoldMixUp(.4, **kw),
+    lambda **kw: BalancedCutMix(p=.7, start=0., stop=1., **kw)])
 def test_mixing_before_the_transforms_is_mixing_after_them(mixer, partners):
     "To the rounding of floats; `Slow` sends the batches through the transforms first"
     fast,a = late_run(mixer(labels=y, seed=1, partners=partners))
