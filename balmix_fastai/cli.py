@@ -140,14 +140,30 @@ def balmix_train(
         imgs.ordinal = imgs.ordinal or ordinal
         check_run(imgs.ordinal, **run)
         sets = _split(imgs, folds, valid_pct, seed)
-        imgs.check(progress=_show_bars())
+        if not rank_distrib(): imgs.check(progress=_show_bars())
         for n in (len(o.splits['train']) for o in sets):
             if n<bs: raise ValueError(f"--bs {bs} is more than the {n} training images, so there would be no full batch; pass a smaller one.")
     out = Path(out)
-    _prepare_out(out, config, resume, overwrite)
-    try: res = [_run_fold(o, out/f'fold{i}' if folds else out, run) for i,o in enumerate(sets)]
-    except KeyboardInterrupt: raise CliError("Stopped. The finished epochs are saved: go on with the same command and --resume.") from None
+    if not rank_distrib(): _prepare_out(out, config, resume, overwrite)
+    with _faults(out): res = [_run_fold(o, out/f'fold{i}' if folds else out, run) for i,o in enumerate(sets)]
+    if rank_distrib(): return
     return _finish(res, out) if folds else _report(res[0], out)
+
+# %% ../nbs/cli.ipynb #0bc53080
+_goes_on = "The finished epochs are saved: go on with the same command and --resume."
+
+@contextmanager
+def _faults(out):
+    "What may stop a training, as one line that says what to do"
+    try: yield
+    except KeyboardInterrupt: raise CliError(f"Stopped. {_goes_on}") from None
+    except torch.OutOfMemoryError as e: raise CliError(f"The device is out of memory: {str(e).splitlines()[0]} Start anew with a smaller --bs, --size or --pool_mb, and --overwrite.") from e
+    except FloatingPointError as e: raise CliError(f"{e} {out}/log.csv has the epochs before; start anew with --overwrite.") from e
+    except OSError as e: raise CliError(f"{e} {_goes_on}") from e
+    except ValueError as e: raise CliError(str(e)) from e
+    except RuntimeError as e:
+        if 'DataLoader worker' not in str(e): raise
+        raise CliError(f"{str(e).splitlines()[0]} A process that loads images has ended; often the machine is out of memory, and fewer --workers help. {_goes_on}") from e
 
 # %% ../nbs/cli.ipynb #98a9f4b0
 def _check_options(c, resume, overwrite):

@@ -79,6 +79,10 @@ def _own_share(dl):
     if not isinstance(idxs, np.ndarray): return DataLoader.sample(dl)
     return (o for i in range(dl.offs*bs, len(idxs), dl.num_workers*bs) for o in idxs[i:i+bs].tolist())
 
+def _as_array(idxs):
+    "Indices, int64; of a long list `np.asarray` makes an array in one and a half times as long"
+    return idxs if isinstance(idxs, np.ndarray) else np.fromiter(idxs, np.int64)
+
 # %% ../nbs/data.ipynb #dc58d215
 @delegates()
 class BalancedDL(TfmdDL):
@@ -284,6 +288,7 @@ class _WrappedDL(TfmdDL):
     def randomize(self):   self.dl.randomize()
     def wif(self):         self.dl.wif()
     def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)
+    def _unpinned(self, b): return tuple(b) if self.pin_memory and type(b)==list else b # pinning turns tuples into lists
 
 # %% ../nbs/data.ipynb #acf2b81c
 def _rows_at_a_time(
@@ -301,7 +306,7 @@ def _is_affine(dl, b):
 @patch
 def _halves(self:_WrappedDL, a, b):
     "Two batches through the batch transforms, independent of each other, as one tuple"
-    a,b = (tuple(o) if self.pin_memory and type(o)==list else o for o in (a,b)) # pinning turns tuples into lists
+    a,b = map(self._unpinned, (a,b))
     self.is_raw = self.raw and _is_affine(self.dl, a)
     return (*a, *b) if self.is_raw else (*tuplify(self.dl.after_batch(a)), *tuplify(self.dl.after_batch(b)))
 
@@ -328,8 +333,9 @@ class PairedDL(_WrappedDL):
         self.draw = draw
 
     def get_idxs(self):
-        idxs = np.asarray(self.dl.get_idxs(), dtype=np.int64)
-        res = np.stack([idxs, self.draw(len(idxs))], 1)
+        idxs = self.dl.get_idxs()
+        res = np.empty((len(idxs), 2), dtype=np.int64)
+        res[:,0],res[:,1] = _as_array(idxs),self.draw(len(idxs))
         return res if num_distrib()<2 else res.tolist() # `DistributedDL` makes a list of it in any case, and of arrays slowly
 
     def _load(self, pair):

@@ -42,6 +42,7 @@ def _stage2(learn, layer):
     except BaseException:
         learn.undo_stage2()
         raise
+    learn.opt = None # it is of the layer that was; the next fit makes another
 
 @patch
 def undo_stage2(self:Learner)->Learner:
@@ -52,7 +53,7 @@ def undo_stage2(self:Learner)->Learner:
     own = dict(self.model.named_buffers())
     for k,v in buffers.items():
         if k in own: own[k].data.copy_(v)
-    self._stage1 = None
+    self._stage1 = self.opt = None
     return self
 
 # %% ../nbs/decouple.ipynb #e3519d0b

@@ -12,7 +12,7 @@ from fastai.basics import *
 
 from .sampling import *
 from .data import *
-from .data import _WrappedDL
+from .data import _as_array, _WrappedDL
 
 # %% ../nbs/pool.ipynb #dd566d16
 def fill_level(
@@ -164,13 +164,13 @@ def restore(self:PartnerPool,
 # %% ../nbs/pool.ipynb #a895653f
 class _RawDL(_WrappedDL):
     "Deliver batches before the batch transforms, with the indices of their items"
-    def get_idxs(self): return np.asarray(self.dl.get_idxs(), dtype=np.int64)
+    def get_idxs(self): return _as_array(self.dl.get_idxs())
     def create_batches(self, samps):
         loaded = ((o,i) for i in samps if (o := self.dl.do_item(i)) is not None)
         for part in chunked(loaded, self.bs, self.drop_last):
             items,idxs = zip(*part)
             yield self.dl.do_batch(list(items)), np.array(idxs)
-    def after_batch(self, b): return tuple(b[0]) if type(b[0])==list else b[0], b[1] # pinning turns tuples into lists
+    def after_batch(self, b): return self._unpinned(b[0]),b[1]
 
 class PooledDL(_RawDL):
     "Wrap the loader `dl` so that each batch comes with partners from `pool`; a batch is `(*batch, *partner_batch)`"

@@ -2,11 +2,12 @@
 import numpy as np, pytest, torch
 from torch.nn import functional as F
 from copy import deepcopy
-from fastai.basics import Callback, DataLoaders, Learner, accuracy, nn, set_seed, tensor
+from fastai.basics import Callback, DataLoaders, Datasets, ItemGetter, Learner, accuracy, load_learner, nn, set_seed, tensor
 from fastai.callback.progress import ProgressCallback
 from balmix_fastai.decouple import *
 from balmix_fastai.heads import *
 from balmix_fastai.losses import *
+from balmix_fastai.prior import FollowPrior # losses follow it once it is imported
 
 def toy(counts=(120,40,12), bs=16):
     g = torch.Generator().manual_seed(0)
@@ -29,18 +30,34 @@ stages = dict(retrain=lambda o: o.retrain_classifier(2, seed=0), lws=lambda o: o
 @pytest.mark.parametrize('name', stages)
 def test_backbone_undo_and_flags(learn, name):
     "Bit-identical before the classifier (but for shifted BatchNorm statistics), trainable after, and back to the first stage"
-    before,opt = state(learn),learn.opt
+    before = state(learn)
     stages[name](learn)
     after = state(learn)
     moved = {k for k,v in before.items() if k in after and not torch.equal(v, after[k])}
     body = {k for k in moved if not k.startswith('4.')}
     assert body==({'1.running_mean','1.running_var','1.num_batches_tracked'} if name=='mislas_bn' else set())
-    assert all(p.requires_grad for p in learn.model.parameters()) and learn.opt is opt and not learn.model[4]._forward_pre_hooks
+    assert all(p.requires_grad for p in learn.model.parameters()) and not learn.model[4]._forward_pre_hooks
     with pytest.raises(ValueError, match='undo_stage2'): learn.tau_normalize(1.)
     learn.undo_stage2()
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items()) and set(before)==set(learn.model.state_dict())
     with pytest.raises(ValueError, match='nothing to undo'): learn.undo_stage2()
-    with learn.no_logging(): learn.fit(1) # the first stage can go on
+    with learn.no_logging(): learn.fit(1)
+    assert not torch.equal(before['4.weight'], learn.model[4].weight), 'the first stage must go on with the classifier, too'
+
+@pytest.mark.parametrize('name', stages)
+def test_export_and_more_training(learn, name, tmp_path):
+    "The exported learner predicts as the one it is of, and that one can be trained further, its classifier included"
+    items,n = [*learn.dls.train_ds, *learn.dls.valid_ds],len(learn.dls.train_ds)
+    learn.dls = Datasets(items, [ItemGetter(0), ItemGetter(1)], splits=(range(n), range(n, len(items)))).dataloaders(bs=16, device='cpu', num_workers=0)
+    stages[name](learn)
+    learn.path = tmp_path
+    learn.export('e.pkl')
+    want,_ = learn.get_preds()
+    got,_ = load_learner(tmp_path/'e.pkl').get_preds(dl=learn.dls.valid)
+    assert torch.allclose(want, got, atol=1e-6)
+    before = state(learn)
+    with learn.no_logging(): learn.fit(1)
+    assert any(not torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items() if k.startswith('4.') and v.is_floating_point())
 
 @pytest.mark.parametrize('name', ['retrain','lws','disalign','mislas_bn'])
 def test_interrupted(learn, name, monkeypatch):
@@ -118,6 +135,7 @@ def test_scales_fold_into_one_layer(learn):
 def test_cosine_head_and_ldam():
     set_seed(0)
     learn = Learner(toy(), cosine_head(nn.Sequential(nn.Linear(6,12), nn.ReLU(), nn.Linear(12,3))), LDAMLoss(), metrics=accuracy, lr=.02)
+    assert any(isinstance(cb, FollowPrior) for cb in learn.cbs)
     with learn.no_bar(), learn.no_logging():
         learn.fit(4)
         assert learn.validate()[1]>.6

@@ -1,17 +1,21 @@
 "Two processes on a CPU (gloo), as torchrun starts them and fastai's `distrib_ctx` uses them: shards, partners, gradients, predictions."
-import os, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from scipy import stats
 
 script = Path(__file__).with_name('two_processes.py')
 
+def start(out, mode, **kwargs):
+    "Two processes that write to `out`"
+    env = dict(os.environ, ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONPATH=str(script.parents[1]))
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script, out, mode, json.dumps(kwargs)]
+    return subprocess.run(list(map(str, cmd)), env=env, capture_output=True, text=True, timeout=300)
+
 def launch(out, mode):
     "What each of two processes wrote"
     out.mkdir(exist_ok=True)
-    env = dict(os.environ, ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONPATH=str(script.parents[1]))
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script, out, mode]
-    res = subprocess.run(list(map(str, cmd)), env=env, capture_output=True, text=True, timeout=300)
+    res = start(out, mode)
     assert res.returncode==0, res.stderr[-3000:]
     return [torch.load(out/f'{mode}_{r}.pt', weights_only=False) for r in range(2)]
 
@@ -108,3 +112,43 @@ def test_the_order_of_gathering(n, bs, world):
     assert sorted(idxs)==list(range(n))
     per = -(-n//world)
     for r in range(world): assert (np.diff(idxs[idxs//per==r])>0).all()
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "balmix-train in two processes, at once and stopped and resumed"
+    d,kw = tmp_path_factory.mktemp('train'),dict(epochs=3, seed=4, sampling='sqrt', partners='pool', posthoc='bcts', two_stage='tau', workers=1)
+    for name,how in (('whole',{}), ('parts',dict(stop=0)), ('parts',dict(resume=True))):
+        res = start(d/name, 'train', **kw, **how)
+        assert (res.returncode!=0)==('stop' in how), res.stderr[-3000:]
+        if 'stop' in how: assert 'go on with the same command and --resume' in res.stderr and not (d/name/'metrics.json').exists()
+    return d,kw
+
+def test_balmix_train_goes_on_exactly(trained):
+    "Logs, predictions and metrics of the run that was interrupted, to the last digit"
+    d,_ = trained
+    a,b = (pd.read_csv(d/o/'log.csv') for o in ('whole','parts'))
+    assert a.equals(b) and len(a)==3
+    assert pd.read_csv(d/'whole/predictions.csv').equals(pd.read_csv(d/'parts/predictions.csv'))
+    one,two = (json.loads((d/o/'metrics.json').read_text()) for o in ('whole','parts'))
+    assert one['test']==two['test'] and one['test']['balanced_accuracy']>.3 # of ten classes
+
+def test_balmix_train_leaves_what_one_process_leaves(trained, monkeypatch):
+    "The exported learner, in a process alone, gives the predictions that were written, in their order"
+    from fastai.basics import load_learner
+    from balmix_fastai.datasets import read_images
+    from balmix_fastai.tta import Learner
+    d,kw = trained
+    ims,learn = read_images('digits'),load_learner(d/'whole/export.pkl')
+    df = pd.read_csv(d/'whole/predictions.csv')
+    probs,_ = Learner.flip_tta(learn, dl=ims.test_dl(learn.dls), axes='none')
+    want = df[df.split=='test'].filter(like='p_').values
+    assert np.allclose(learn.correction(probs), want, atol=1e-5)
+    assert not list(d.glob('*/*.tmp')) and not any('module.' in k for k in torch.load(d/'whole/best.pth'))
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(trained):
+    from fastcore.script import CliError
+    from balmix_fastai.cli import balmix_train
+    d,kw = trained
+    (d/'whole/metrics.json').unlink()
+    with pytest.raises(CliError, match='of 2 processes, and there are 1 now'):
+        balmix_train('digits', out=str(d/'whole'), arch='small_cnn', size=8, augment='fastai', tta='none', bs=32, lr='0.005', resume=True, **kw)

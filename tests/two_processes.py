@@ -1,5 +1,5 @@
-"Trains in each of several processes, as `accelerate launch` starts them, and writes down what each has seen: two_processes.py OUT MODE"
-import sys, warnings
+"Trains in each of several processes, as `accelerate launch` starts them, and writes down what each has seen: two_processes.py OUT MODE [OPTIONS as JSON]"
+import json, sys, warnings
 warnings.filterwarnings('ignore')
 from pathlib import Path
 import numpy as np, torch
@@ -54,4 +54,16 @@ def main():
     seen = {k: getattr(watch, k) for k in ('pairs','lams','losses','x')}
     torch.save(dict(seen, start=start, end=end, preds=preds, targs=targs, theirs=theirs, y=y, values=list(vals), names=list(names)), out/f'{mode}_{rank_distrib()}.pt')
 
-if __name__=='__main__': main()
+def train_digits(stop=None, **kwargs):
+    "balmix-train, interrupted in all processes after the epoch `stop`"
+    from balmix_fastai.cli import balmix_train
+    from balmix_fastai.run import CheckFinite
+    def after_epoch(self):
+        if self.learn.epoch==stop: raise KeyboardInterrupt
+    if stop is not None: CheckFinite.order,CheckFinite.after_epoch = 65,after_epoch # after Checkpoint
+    res = balmix_train('digits', out=str(out), arch='small_cnn', size=8, augment='fastai', tta='none', bs=32, lr='0.005', **kwargs)
+    assert (res is None)==bool(rank_distrib())
+
+if __name__=='__main__':
+    if mode=='train': train_digits(**json.loads(sys.argv[3]))
+    else: main()
