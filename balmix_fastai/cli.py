@@ -152,18 +152,22 @@ def balmix_train(
 # %% ../nbs/cli.ipynb #0bc53080
 _goes_on = "The finished epochs are saved: go on with the same command and --resume."
 
+def _said(e):
+    "The message of `e` without the name of the callback, which fastai puts in front"
+    return re.sub(r'^(Exception occured in .*:\s+)+', '', str(e)).strip()
+
 @contextmanager
 def _faults(out):
     "What may stop a training, as one line that says what to do"
     try: yield
     except KeyboardInterrupt: raise CliError(f"Stopped. {_goes_on}") from None
-    except torch.OutOfMemoryError as e: raise CliError(f"The device is out of memory: {str(e).splitlines()[0]} Start anew with a smaller --bs, --size or --pool_mb, and --overwrite.") from e
-    except FloatingPointError as e: raise CliError(f"{e} {out}/log.csv has the epochs before; start anew with --overwrite.") from e
-    except OSError as e: raise CliError(f"{e} {_goes_on}") from e
-    except ValueError as e: raise CliError(str(e)) from e
+    except torch.OutOfMemoryError as e: raise CliError(f"The device is out of memory: {_said(e)} Start anew with a smaller --bs, --size or --pool_mb, and --overwrite.") from e
+    except FloatingPointError as e: raise CliError(f"{_said(e)} {out}/log.csv has the epochs before; start anew with --overwrite.") from e
+    except OSError as e: raise CliError(f"{_said(e)} {_goes_on}") from e
+    except ValueError as e: raise CliError(_said(e)) from e
     except RuntimeError as e:
         if 'DataLoader worker' not in str(e): raise
-        raise CliError(f"{str(e).splitlines()[0]} A process that loads images has ended; often the machine is out of memory, and fewer --workers help. {_goes_on}") from e
+        raise CliError(f"{_said(e)}. A process that loads images has ended; often the machine is out of memory, and fewer --workers help. {_goes_on}") from e
 
 # %% ../nbs/cli.ipynb #98a9f4b0
 def _check_options(c, resume, overwrite):
