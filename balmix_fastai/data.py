@@ -18,15 +18,14 @@ from fastai.data.load import _FakeLoader
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from .sampling import *
-from .sampling import _as_ids
+from .sampling import _as_array, _as_ids
 
 # %% ../nbs/data.ipynb #29e417fe
 def _unknown(msg): return ValueError(f"{msg}; pass labels=, one class id per training item.")
 
 def _label_ids(ys):
     "`ys` as int64 class ids, shape (N,), or an error that says what was found instead"
-    if isinstance(ys, Tensor): ys = to_np(ys)
-    a = np.asarray(ys)
+    a = _as_array(ys, 'labels')
     if a.ndim==2 and a.shape[1]==1: a = a[:,0]
     if a.ndim>1: raise ValueError(f"Each item has {a.shape[1]} labels (targets of shape {a.shape}): multi-label and one-hot targets have no single class "
         "to balance. Pass labels= with one class id per item (for one-hot targets y.argmax(1); for multi-label ones, say, the rarest class present), "
@@ -79,7 +78,7 @@ def _own_share(dl):
     if not isinstance(idxs, np.ndarray): return DataLoader.sample(dl)
     return (o for i in range(dl.offs*bs, len(idxs), dl.num_workers*bs) for o in idxs[i:i+bs].tolist())
 
-def _as_array(idxs):
+def _as_indices(idxs):
     "Indices, int64; of a long list `np.asarray` makes an array in one and a half times as long"
     return idxs if isinstance(idxs, np.ndarray) else np.fromiter(idxs, np.int64)
 
@@ -335,7 +334,7 @@ class PairedDL(_WrappedDL):
     def get_idxs(self):
         idxs = self.dl.get_idxs()
         res = np.empty((len(idxs), 2), dtype=np.int64)
-        res[:,0],res[:,1] = _as_array(idxs),self.draw(len(idxs))
+        res[:,0],res[:,1] = _as_indices(idxs),self.draw(len(idxs))
         return res if num_distrib()<2 else res.tolist() # `DistributedDL` makes a list of it in any case, and of arrays slowly
 
     def _load(self, pair):

@@ -14,6 +14,7 @@ from fastai.callback.progress import *
 from fastai.callback.schedule import *
 
 from .sampling import *
+from .sampling import _is_number
 from .data import *
 from .data import _ids_counts
 from .losses import *
@@ -143,7 +144,7 @@ def tau_normalize(self:Learner,
     layer:str|None=None # Name of the classifier; `None` looks for it
 )->float: # The $\tau$ that was used
     "Divide the weights of each class by their norm to the power $\\tau$, and drop the bias (Kang et al. 2020, section 4.2)"
-    if tau is not None and not 0<=tau<=2: raise ValueError(f"tau={tau} must lie in [0,2], or be None.")
+    if tau is not None and not (_is_number(tau) and 0<=tau<=2): raise ValueError(f"tau={tau} must lie in [0,2], or be None.")
     with _stage2(self, layer) as (name,old):
         norm = _linear(old).weight.data.norm(dim=1, keepdim=True)
         if tau is None:

@@ -16,6 +16,7 @@ from fastai.losses import *
 from fastai.torch_basics import *
 
 from .sampling import *
+from .sampling import _as_floats, _is_number
 
 # %% ../nbs/losses.ipynb #2053a242
 class _PerClass:
@@ -24,7 +25,7 @@ class _PerClass:
     def __get__(self, o, cls=None): return self if o is None else o.__dict__.get(self.name)
     def __set__(self, o, v):
         if v is not None:
-            v = torch.as_tensor(np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=np.float64)).float()
+            v = torch.as_tensor(_as_floats(v, self.name)).float()
             if v.ndim!=1 or not torch.isfinite(v).all() or (v<0).any() or not v.any():
                 raise ValueError(f"{self.name}={v.tolist()} must be a number of 0 or more for each class, shape (K,), and not all 0.")
         o.__dict__[self.name] = v
@@ -119,7 +120,7 @@ class SoftFocalLoss(ClassLoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(**kwargs)
-        if not gamma>=0: raise ValueError(f"gamma={gamma} must be 0 or more.")
+        if not (_is_number(gamma) and gamma>=0): raise ValueError(f"gamma={gamma!r} must be 0 or more.")
         self.gamma = gamma
     def each(self, z):
         logp = z.log_softmax(1)
@@ -132,10 +133,12 @@ def class_weights(
     power:float=1. # Power of the weights: 0 none, .5 their square root
 )->np.ndarray: # Weight of each class, shape (K,), of mean 1 over the classes that have items; 0 for the others
     "One over the effective number of each class, scaled to mean 1 (Cui et al. 2019, section 3.3)"
-    n = np.asarray(counts, dtype=np.float64)
+    n = _as_floats(counts, 'counts')
+    if not _is_number(power): raise ValueError(f"power={power!r} must be a finite number; 1 for the full weights, 0 for none.")
     p = class_probs(n, 0) if beta is None else effective_number_probs(n, beta)
     w = np.divide(p, n, out=np.zeros_like(n), where=n>0)
-    w[n>0] = w[n>0]**power
+    logs = np.log(w[n>0])
+    w[n>0] = np.exp(power*(logs-(logs.max() if power>=0 else logs.min()))) # at most 1, so that no power overflows
     return w*(n>0).sum()/w.sum()
 
 # %% ../nbs/losses.ipynb #fd1b0f7f
@@ -149,7 +152,7 @@ class ClassBalancedLoss(SoftFocalLoss):
     ):
         if 'weight' in kwargs: raise ValueError("weight= would be overwritten: ClassBalancedLoss makes its weights from counts.")
         super().__init__(gamma, **kwargs)
-        if not 0<=beta<1: raise ValueError(f"beta={beta} must lie in [0,1).")
+        if not (_is_number(beta) and 0<=beta<1): raise ValueError(f"beta={beta} must lie in [0,1).")
         self.beta = beta
     def _items(self, z, y):
         self._know('counts', z) # or say that they are not known
@@ -175,7 +178,7 @@ class LogitAdjustedLoss(CELoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(**kwargs)
-        if not np.isfinite(tau): raise ValueError(f"tau={tau} must be a finite number.")
+        if not _is_number(tau): raise ValueError(f"tau={tau!r} must be a finite number.")
         self.tau = tau
     def offset(self, z): return self.tau*self._know('prior', z, log_prior)
     def adjust(self, z): return z+self.offset(z)
@@ -196,7 +199,7 @@ class VSLoss(LogitAdjustedLoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(tau, **kwargs)
-        if not gamma>=0: raise ValueError(f"gamma={gamma} must be 0 or more.")
+        if not (_is_number(gamma) and gamma>=0): raise ValueError(f"gamma={gamma!r} must be 0 or more.")
         self.gamma = gamma
     def adjust(self, z):
         z = z*self._know('counts', z, lambda n: (_floor(n)/n.max())**self.gamma)
@@ -228,7 +231,7 @@ class LDAMLoss(ClassLoss):
     ):
         super().__init__(**kwargs)
         for k,v in dict(max_m=max_m, s=s).items():
-            if not (np.isfinite(v) and v>0): raise ValueError(f"{k}={v} must be a number greater than 0.")
+            if not (_is_number(v) and v>0): raise ValueError(f"{k}={v!r} must be a number greater than 0.")
         self.max_m,self.s = max_m,s
     def margins(self, z): return self._know('counts', z, lambda n: self.max_m*(_floor(n).min()/_floor(n))**.25)
     def each(self, z):
@@ -250,7 +253,7 @@ class SeesawLoss(ClassLoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(**kwargs)
-        if not (p>=0 and q>=0 and eps>0): raise ValueError(f"p={p} and q={q} must be 0 or more, eps={eps} greater than 0.")
+        if not (all(map(_is_number, (p, q, eps))) and p>=0 and q>=0 and eps>0): raise ValueError(f"p={p} and q={q} must be 0 or more, eps={eps} greater than 0.")
         self.p,self.q,self.eps = p,q,eps
     def of(self, z, y):
         n,s = self._know('counts', z, lambda n: _floor(n).log()),z.detach().softmax(1)
@@ -272,7 +275,7 @@ class EqualizationLoss(ClassLoss):
     ):
         super().__init__(**kwargs)
         for k,v in dict(lam=lam, gamma=gamma).items():
-            if not 0<=v<=1: raise ValueError(f"{k}={v} must lie in [0,1].")
+            if not (_is_number(v) and 0<=v<=1): raise ValueError(f"{k}={v} must lie in [0,1].")
         self.lam,self.gamma,self.seed = lam,gamma,seed
         self.rng = np.random.default_rng(int(torch.randint(2**31, (1,))) if seed is None else seed)
     def _left_out(self, z):
@@ -295,8 +298,8 @@ class InfluenceBalancedLoss(CELoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(**kwargs)
-        if not 0<=start<1: raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
-        if not (alpha>0 and eps>0): raise ValueError(f"alpha={alpha} and eps={eps} must be greater than 0.")
+        if not (_is_number(start) and 0<=start<1): raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
+        if not (_is_number(alpha) and _is_number(eps) and alpha>0 and eps>0): raise ValueError(f"alpha={alpha} and eps={eps} must be greater than 0.")
         self.alpha,self.eps,self.start = alpha,eps,start
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k!='features'}
     def _factor(self, z):
@@ -318,7 +321,7 @@ class LabelAwareSmoothingLoss(CELoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(**kwargs)
-        if not 0<=tail<=head<1: raise ValueError(f"head={head} and tail={tail} must satisfy 0 <= tail <= head < 1.")
+        if not (_is_number(head) and _is_number(tail) and 0<=tail<=head<1): raise ValueError(f"head={head} and tail={tail} must satisfy 0 <= tail <= head < 1.")
         self.head,self.tail = head,tail
     def smoothing(self, z):
         n = self._know('counts', z)
@@ -342,7 +345,7 @@ class CostSensitiveLoss(CELoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(**kwargs)
-        if not (lam>=0 and power>0): raise ValueError(f"lam={lam} must be 0 or more, and power={power} greater than 0.")
+        if not (_is_number(lam) and _is_number(power) and lam>=0 and power>0): raise ValueError(f"lam={lam} must be 0 or more, and power={power} greater than 0.")
         self.lam,self.power = lam,power
     def each(self, z): return super().each(z)+self.lam*z.softmax(1)@_grade_costs(z.shape[1], self.power, z)
     def of(self, z, y): return ClassLoss.of(self, z, y)
@@ -356,8 +359,8 @@ class SORDLoss(CELoss):
         **kwargs # Passed to `ClassLoss`
     ):
         super().__init__(**kwargs)
-        if not (s>0 and power>0): raise ValueError(f"s={s} and power={power} must be greater than 0.")
-        self.s,self.power = s,power
+        if not (_is_number(s) and _is_number(power) and s>0 and power>0): raise ValueError(f"s={s} and power={power} must be greater than 0.")
+        self.s,self.power = float(s),float(power)
     def each(self, z):
         k = z.shape[1]
         return -z.log_softmax(1)@(-self.s*_grade_costs(k, self.power, z)*(k-1)**self.power).softmax(1).T

@@ -12,6 +12,8 @@ __all__ = ['KendallTau', 'QuadraticKappa', 'macro_auroc', 'MacroAUROC', 'paper_m
 import numpy as np, sklearn.metrics as skm, scipy.stats as scs
 from fastai.metrics import AccumMetric, ActivationType, BalancedAccuracy, F1Score, MatthewsCorrCoef, accuracy, skm_to_fastai
 
+from .sampling import _as_array, _as_floats
+
 # %% ../nbs/metrics.ipynb #6a7c3b31
 def _kendall_tau(targs, preds): return float(scs.kendalltau(targs, preds, variant='b').statistic) if len(targs)>1 else np.nan
 
@@ -33,12 +35,10 @@ def QuadraticKappa(
     "Cohen's kappa with weights $(i-j)^2$ of the class ids, also where ids between them do not occur"
     return skm_to_fastai(_quadratic_kappa, axis=axis, name='quadratic_kappa')
 
-# %% ../nbs/metrics.ipynb #35d6124c
-def _numpy(o): return o.detach().cpu().numpy() if hasattr(o, 'detach') else np.asarray(o)
-
+# %% ../nbs/metrics.ipynb #18edfb34
 def _check_ids(ids, p, name):
     "`ids` as numpy array of one class id for each row of `p`"
-    t = _numpy(ids)
+    t = _as_array(ids, name)
     if t.shape!=p.shape[:1]: raise ValueError(f"{name} has shape {t.shape}, but probs {p.shape}; pass one class id per item, shape ({len(p)},).")
     if not len(t): raise ValueError(f"probs and {name} are empty; there is nothing to measure.")
     if t.dtype.kind not in 'iu': raise ValueError(f"{name} holds {t.dtype} values; pass integer class ids 0..{p.shape[1]-1}.")
@@ -51,9 +51,9 @@ def _check_guess(guess, p): return p.argmax(1) if guess is None else _check_ids(
 # %% ../nbs/metrics.ipynb #2c95a19d
 def _check_probs(probs, targs):
     "`probs` and `targs` as numpy arrays that metrics can be computed of"
-    p = _numpy(probs)
+    p = _as_array(probs, 'probs')
     if p.ndim!=2 or p.shape[1]<2: raise ValueError(f"probs has shape {p.shape}; pass one probability per item and class, shape (N,K) with K of 2 or more.")
-    t,p = _check_ids(targs, p, 'targs'),p.astype(np.float64)
+    t,p = _check_ids(targs, p, 'targs'),_as_floats(p, 'probs')
     if not np.isfinite(p).all(): raise ValueError("probs holds nan or infinite values; has the training diverged? Pass finite probabilities.")
     off = abs(p.sum(1)-1).max()
     if p.min()<0 or off>.01: raise ValueError(f"probs must be in [0,1] with rows that sum to 1; smallest value {p.min():.3g}, a sum off by {off:.3g}. Are they logits?")
@@ -138,7 +138,7 @@ def shot_groups(
     cuts:tuple|None=None # Instead of `shots`: how many of the most frequent classes are 'many', and how many 'many' or 'medium', such as (2,5)
 )->np.ndarray: # 'many', 'medium' or 'few' for each class, shape (K,)
     "Group the classes by how often training has seen them"
-    n = np.asarray(counts)
+    n = _as_array(counts, 'counts')
     if n.ndim!=1 or not n.size or n.dtype.kind not in 'iuf' or not np.isfinite(n).all() or n.min()<0:
         raise ValueError(f"counts={counts!r} must hold the number of training images of each class, shape (K,), finite and not negative.")
     if cuts is None:

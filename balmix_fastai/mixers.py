@@ -13,6 +13,7 @@ from functools import lru_cache
 from fastai.basics import *
 
 from .sampling import *
+from .sampling import _is_number
 from .data import *
 from .mixup import *
 from .mixup import _mix
@@ -51,7 +52,7 @@ class ReMix(_BetaMixer):
         **kwargs
     ):
         if not kappa>=1: raise ValueError(f"kappa={kappa} must be 1 or more, a ratio of counts.")
-        if not 0<=tau<=1: raise ValueError(f"tau={tau} must lie in [0,1].")
+        if not (_is_number(tau) and 0<=tau<=1): raise ValueError(f"tau={tau} must lie in [0,1].")
         super().__init__(alpha, q, **kwargs)
         self.kappa,self.tau = kappa,tau
     def factor(self, lam, n, n1):
@@ -69,7 +70,7 @@ class MAMix(_BetaMixer):
         q=1., # Power of the class counts in the partner stream: 1 as in the paper
         **kwargs
     ):
-        if not np.isfinite(power): raise ValueError(f"power={power} must be a finite number.")
+        if not _is_number(power): raise ValueError(f"power={power!r} must be a finite number.")
         super().__init__(alpha, q, **kwargs)
         self.power = power
     def factor(self, lam, n, n1):
@@ -87,7 +88,7 @@ class UniMix(_BetaMixer):
         per_item:bool=True, # Draw one $U$ per item (as the authors do)?
         **kwargs
     ):
-        if not np.isfinite(tau): raise ValueError(f"tau={tau} must be a finite number, such as -1 for class-balanced partners.")
+        if not _is_number(tau): raise ValueError(f"tau={tau!r} must be a finite number, such as -1 for class-balanced partners.")
         super().__init__(alpha, 1+tau, per_item=per_item, **kwargs)
         self.tau = tau
     def mix(self, xb, xb1):
@@ -109,7 +110,7 @@ class BalancedCutMix(_BetaMixer):
         stop:float=.985, # Share of training at which it stops (before the last 3)
         **kwargs
     ):
-        if not 0<p<=1: raise ValueError(f"p={p} must lie in (0,1].")
+        if not (_is_number(p) and 0<p<=1): raise ValueError(f"p={p} must lie in (0,1].")
         super().__init__(alpha, q, per_item=False, start=start, stop=stop, **kwargs)
         self.p,self._side = p,(1024,1024)
     def draw_lam(self, bs): return super().draw_lam(bs) if self._rng.random()<self.p else None

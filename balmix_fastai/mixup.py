@@ -13,14 +13,15 @@ from fastai.callback.mixup import MixHandler
 from fastai.layers import NoneReduce
 
 from .sampling import *
+from .sampling import _is_number
 from .data import *
 from .data import _check_base, _ids_counts, _rows_at_a_time, _unwrap
 from .pool import *
 from .pool import _check_mb
 
-# %% ../nbs/mixup.ipynb #b2c6cfa3
+# %% ../nbs/mixup.ipynb #797c95f7
 def _check_alpha(a):
-    if not (isinstance(a, (int, float, np.number)) and not isinstance(a, bool) and np.isfinite(a) and a>0):
+    if not (_is_number(a) and not isinstance(a, bool) and a>0):
         raise ValueError(f"alpha={a!r} must be a finite number greater than 0; the paper uses 0.1 to 0.3. To train without mixing leave the callback out.")
     return float(a)
 
@@ -62,8 +63,8 @@ class PairedMixer(Callback):
         pool_mb:float=512. # Memory of the pool, in MiB, on the training device
     ):
         if not callable(alpha): alpha = _check_alpha(alpha)
-        if not callable(q) and not (isinstance(q, (int, float, np.number)) and np.isfinite(q)): raise ValueError(f"q={q!r} must be a finite number, 0 for class-balanced partners, or a function of progress.")
-        if not 0<=start<stop<=1: raise ValueError(f"start={start} and stop={stop} must satisfy 0 <= start < stop <= 1, shares of the training.")
+        if not callable(q) and not _is_number(q): raise ValueError(f"q={q!r} must be a finite number, 0 for class-balanced partners, or a function of progress.")
+        if not (_is_number(start) and _is_number(stop) and 0<=start<stop<=1): raise ValueError(f"start={start} and stop={stop} must satisfy 0 <= start < stop <= 1, shares of the training.")
         if seed is not None and not (isinstance(seed, (int, np.integer)) and seed>=0): raise ValueError(f"seed={seed!r} must be an integer of 0 or more, or None.")
         if partners not in ('loader','pool'): raise ValueError(f"partners={partners!r} must be 'loader' or 'pool'.")
         _check_mb(pool_mb)

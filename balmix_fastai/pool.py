@@ -11,8 +11,9 @@ __all__ = ['fill_level', 'PartnerPool', 'PooledDL']
 from fastai.basics import *
 
 from .sampling import *
+from .sampling import _as_floats, _is_number
 from .data import *
-from .data import _as_array, _WrappedDL
+from .data import _as_indices, _WrappedDL
 
 # %% ../nbs/pool.ipynb #dd566d16
 def fill_level(
@@ -20,7 +21,10 @@ def fill_level(
     total:int # Items to hold, at least one per class that has any
 )->np.ndarray: # Items to hold of each class, `min(counts, limit)` with one limit for all, int64, shape (K,)
     "Share `total` places among classes so that the smallest are held whole"
-    n = np.asarray(counts, dtype=np.int64)
+    n = _as_floats(counts, 'counts')
+    if n.ndim!=1 or not (np.isfinite(n) & (n>=0) & (n<2**53) & (n==np.floor(n))).all(): raise ValueError(f"counts={counts!r} must be a whole number of 0 or more for each class, shape (K,).")
+    if not (_is_number(total) and total==int(total) and not isinstance(total, bool)): raise ValueError(f"total={total!r} must be a whole number.")
+    n = n.astype(np.int64)
     present = (n>0).sum()
     if total<present: raise ValueError(f"total={total} places are fewer than the {present} classes that have items; each needs one.")
     order = np.argsort(n, kind='stable')
@@ -30,9 +34,9 @@ def fill_level(
     cut = np.flatnonzero(limit<s)
     return n if not len(cut) else np.minimum(n, limit[cut[0]])
 
-# %% ../nbs/pool.ipynb #a38183d4
+# %% ../nbs/pool.ipynb #6a752d0d
 def _check_mb(mb):
-    if not (isinstance(mb, (int, float, np.number)) and np.isfinite(mb) and mb>0): raise ValueError(f"pool_mb={mb!r} must be a number of megabytes greater than 0.")
+    if not (_is_number(mb) and mb>0): raise ValueError(f"pool_mb={mb!r} must be a number of megabytes greater than 0.")
 
 class PartnerPool:
     "Loaded items of each class, drawn from by class"
@@ -164,7 +168,7 @@ def restore(self:PartnerPool,
 # %% ../nbs/pool.ipynb #a895653f
 class _RawDL(_WrappedDL):
     "Deliver batches before the batch transforms, with the indices of their items"
-    def get_idxs(self): return _as_array(self.dl.get_idxs())
+    def get_idxs(self): return _as_indices(self.dl.get_idxs())
     def create_batches(self, samps):
         loaded = ((o,i) for i in samps if (o := self.dl.do_item(i)) is not None)
         for part in chunked(loaded, self.bs, self.drop_last):

@@ -14,6 +14,7 @@ import scipy.optimize as sco, sklearn.metrics as skm
 from fastai.basics import *
 
 from .sampling import *
+from .sampling import _as_floats, _is_number
 from .metrics import *
 from .metrics import _check_probs, _quadratic_kappa
 from .data import _vocab
@@ -59,8 +60,9 @@ class Correction(_Fitted):
         vocab=None, # Names of the classes in their order; predictions of other classes are refused
         how:str='' # How it was made
     ):
-        self.bias = np.asarray(bias, dtype=np.float64)
-        self.scale = np.broadcast_to(np.asarray(scale, dtype=np.float64), self.bias.shape).copy()
+        self.bias,scale = _as_floats(bias, 'bias'),_as_floats(scale, 'scale')
+        if scale.shape not in ((), (1,), self.bias.shape): raise ValueError(f"scale has shape {scale.shape}, but bias {self.bias.shape}; pass a number, or one per class.")
+        self.scale = np.broadcast_to(scale, self.bias.shape).copy()
         self.vocab,self.how = None if vocab is None else list(map(str, vocab)),how
         if self.bias.ndim!=1 or not np.isfinite(self.bias).all(): raise ValueError(f"bias={self.bias.tolist()} must be one finite number per class, shape (K,).")
         if not (np.isfinite(self.scale) & (self.scale>0)).all(): raise ValueError(f"scale={self.scale.tolist()} must be finite and greater than 0.")
@@ -83,9 +85,9 @@ class Correction(_Fitted):
         self._check_vocab(other.vocab)
         return Correction(other.scale*self.scale, other.scale*self.bias+other.bias, self.vocab or other.vocab, f'{self.how}, then {other.how}')
 
-# %% ../nbs/posthoc.ipynb #205e8f63
+# %% ../nbs/posthoc.ipynb #7903493a
 def _shares(v, name, positive=True):
-    v = np.asarray(to_np(v) if isinstance(v, Tensor) else v, dtype=np.float64)
+    v = _as_floats(v, name)
     if v.ndim!=1 or not np.isfinite(v).all() or (v<0).any() or not v.any() or (positive and not v.all()):
         raise ValueError(f"{name}={v.tolist()} must be a share {'greater than 0' if positive else 'of 0 or more'} for each class, shape (K,).")
     return v/v.sum()
@@ -108,7 +110,7 @@ def adjust_logits(
     vocab=None # Names of the classes
 )->Correction:
     "Post-hoc logit adjustment: $b=-\\tau\\log\\pi$ (Menon et al. 2021, eq. 9)"
-    if not np.isfinite(tau): raise ValueError(f"tau={tau} must be a finite number.")
+    if not _is_number(tau): raise ValueError(f"tau={tau!r} must be a finite number.")
     return Correction(1., -tau*np.log(_shares(prior, 'prior')), vocab, f'logits adjusted with tau={tau:g}')
 
 _scores = dict(accuracy=lambda t,g: (t==g).mean(), balanced_accuracy=lambda t,g: skm.recall_score(t, g, labels=np.unique(t), average='macro'),
@@ -128,7 +130,7 @@ def fit_tau(
 )->Correction:
     "Logit adjustment with the $\\tau$ that is best on validation; of equals the one nearest to 1"
     p,t = _check_probs(probs, targs)
-    taus = np.linspace(0, 2, 41) if taus is None else np.asarray(taus, dtype=np.float64)
+    taus = np.linspace(0, 2, 41) if taus is None else _as_floats(taus, 'taus')
     score = [_scorer(metric)(t, adjust_logits(prior, o).predict(p)) for o in taus]
     best = np.flatnonzero(np.isclose(score, max(score)))
     return adjust_logits(prior, taus[best[abs(taus[best]-1).argmin()]], vocab)
@@ -229,7 +231,7 @@ class CutPoints(_Fitted):
         vocab=None, # Names of the grades in their order
         how:str='' # How it was made
     ):
-        self.cuts,self.vocab,self.how = np.asarray(cuts, dtype=np.float64),None if vocab is None else list(map(str, vocab)),how
+        self.cuts,self.vocab,self.how = _as_floats(cuts, 'cuts'),None if vocab is None else list(map(str, vocab)),how
         if self.cuts.ndim!=1 or not len(self.cuts) or not np.isfinite(self.cuts).all() or (np.diff(self.cuts)<0).any(): raise ValueError(f"cuts={self.cuts.tolist()} must be K-1 numbers that do not fall.")
         if self.vocab is not None and len(self.vocab)!=len(self.cuts)+1: raise ValueError(f"vocab has {len(self.vocab)} names, but cuts are for {len(self.cuts)+1} grades.")
 

@@ -11,6 +11,7 @@ __all__ = ['prior_table', 'training_prior', 'output_prior', 'FollowPrior', 'imba
 from fastai.basics import *
 
 from .sampling import *
+from .sampling import _as_floats
 from .data import *
 from .data import _ids_counts, _unwrap, _vocab
 from .losses import *
@@ -165,7 +166,8 @@ def imbalance_slope(
     counts # Training items of each class, shape (K,)
 )->float: # 1 as the counts, 0 balanced, negative reversed; `nan` for equal counts
     "Least-squares slope of the logarithm of `share` over that of `counts`, of classes that have both"
-    s,n = np.asarray(share, dtype=np.float64),np.asarray(counts, dtype=np.float64)
+    s,n = _as_floats(share, 'share'),_as_floats(counts, 'counts')
+    if s.shape!=n.shape or s.ndim!=1: raise ValueError(f"share has shape {s.shape} and counts {n.shape}; both must be (K,).")
     ok = (s>0) & (n>0)
     x,y = np.log(n[ok]),np.log(s[ok])
     x = x-x.mean()

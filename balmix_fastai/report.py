@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from fastai.basics import *
 
 from .sampling import *
+from .sampling import _as_floats
 from .metrics import *
 from .metrics import _bin, _both, _check_bins, _check_guess, _check_probs, _eps, _shot_names
 from .data import get_labels, _vocab
@@ -32,7 +33,7 @@ def wilson(
     level:float=.95 # Level of confidence
 )->tuple: # Lower and upper end, each of the shape of `k` and `n`
     "Wilson's score interval for the share `k/n` (Wilson 1927)"
-    k,n,z = np.asarray(k, dtype=float),np.asarray(n, dtype=float),_z(level)
+    k,n,z = _as_floats(k, 'k'),_as_floats(n, 'n'),_z(level)
     if (k<0).any() or (k>n).any(): raise ValueError(f"k={k} must lie between 0 and n={n}.")
     share = np.divide(k, n, out=np.full(np.broadcast(k, n).shape, np.nan), where=n>0)
     mid,half = (k+z*z/2)/(n+z*z),z*np.sqrt(k*(1-share)+z*z/4)/(n+z*z)
@@ -487,9 +488,9 @@ def mcnemar_exact(
     only_a,only_b = int((a & ~b).sum()),int((b & ~a).sum())
     return (float(scs.binomtest(only_a, only_a+only_b).pvalue) if only_a+only_b else 1.), only_a, only_b
 
-# %% ../nbs/report.ipynb #755ccaee
+# %% ../nbs/report.ipynb #161b1925
 def _diffs(diffs, least=1):
-    d = np.asarray(diffs, dtype=float)
+    d = _as_floats(diffs, 'diffs')
     if d.ndim!=1 or len(d)<least or not np.isfinite(d).all(): raise ValueError(f"diffs={diffs} must hold {least} or more finite numbers, one difference per pair.")
     return d
 
@@ -532,7 +533,7 @@ def holm(
     pvalues # p values of several tests, shape (n,); `nan` stays and is not counted
 )->np.ndarray: # Adjusted p values in the same order, shape (n,)
     "Adjust p values for their number (Holm 1979)"
-    p = np.asarray(pvalues, dtype=float)
+    p = _as_floats(pvalues, 'pvalues')
     if p.ndim!=1 or (p<0).any() or (p>1).any(): raise ValueError(f"pvalues={pvalues} must be a list of numbers in [0,1].")
     res,order = p.copy(),np.argsort(p)[:(~np.isnan(p)).sum()]
     res[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)), 1)

@@ -19,6 +19,7 @@ from fastai.callback.mixup import MixUp
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from .sampling import *
+from .sampling import _is_number
 from .data import *
 from .data import _unwrap
 from .losses import *
@@ -211,9 +212,7 @@ class CheckFinite(Callback):
         if bad==self._steps: raise FloatingPointError(f"Training has diverged in epoch {e}: no loss of its {bad} steps is a number. Lower the learning rate, or train without half precision.")
         warn(f"{bad} of {self._steps} steps of epoch {e} had a loss that is infinite or not a number, and left the weights as they were.")
 
-# %% ../nbs/run.ipynb #500a04ea
-def _is_number(v): return isinstance(v, (int, float, np.number)) and bool(np.isfinite(v))
-
+# %% ../nbs/run.ipynb #c47dbba4
 def check_run(
     ordinal:bool=False, # Are the classes ordered, so that metrics for grades are recorded?
     **options # Options of `train_run`

@@ -13,14 +13,34 @@ from copy import deepcopy
 import numpy as np
 from fastcore.basics import basic_repr, patch
 
+# %% ../nbs/sampling.ipynb #c7903140
+_max_ids = 10**8 # counts of more classes would need gigabytes
+
+def _is_number(v):
+    "Is `v` a finite real number?"
+    return isinstance(v, (int, float, np.number)) and not isinstance(v, complex) and bool(np.isfinite(v))
+
+def _as_array(v, name):
+    "`v` as an array, or an error that names the argument"
+    if hasattr(v, 'detach'): return v.detach().cpu().numpy()
+    try: return np.asarray(v)
+    except ValueError: raise ValueError(f"{name}={v!r} holds rows of different lengths; pass an array or a flat list.") from None
+
+def _as_floats(v, name):
+    "`v` as a float64 array, or an error that names the argument"
+    a = _as_array(v, name)
+    if a.dtype.kind in 'biuf' or a.dtype.kind=='O' and all(isinstance(o, (int, float, np.number)) for o in a.flat): return a.astype(np.float64)
+    raise ValueError(f"{name}={v!r} must hold numbers.")
+
 # %% ../nbs/sampling.ipynb #64f854ed
 def _as_ids(labels):
     "`labels` as a 1-d array of non-negative integers"
-    a = np.asarray(labels)
+    a = _as_array(labels, 'labels')
     if a.ndim!=1: raise ValueError(f"labels has shape {a.shape}; pass one class id per item, shape (N,).")
     if a.dtype.kind=='O' and all(isinstance(o, (int, float, np.number)) for o in a): a = a.astype(np.float64)
     if a.dtype.kind not in 'biu' and not (a.dtype.kind=='f' and np.isfinite(a).all() and (a==np.floor(a)).all()):
-        raise ValueError(f"labels holds values that are not class ids, such as {a[0]!r}; pass integers 0..K-1.")
+        raise ValueError(f"labels holds values that are not class ids, such as {a[:1].tolist()}; pass integers 0..K-1.")
+    if a.size and a.max()>=_max_ids: raise ValueError(f"labels holds the class id {a.max()}, too large to count classes up to it; number them 0..K-1: np.unique(labels, return_inverse=True)[1].")
     if a.dtype.kind in 'bf': a = a.astype(np.int64)
     if a.size and a.min()<0: raise ValueError(f"labels holds the negative class id {a.min()}; pass integers 0..K-1.")
     return a
@@ -32,6 +52,8 @@ def class_counts(
 )->np.ndarray: # Items per class $n_k$, int64, shape (K,)
     "Count the items of each class"
     labels = _as_ids(labels)
+    if n_classes is not None and (isinstance(n_classes, bool) or not isinstance(n_classes, (int, np.integer)) or not 0<=n_classes<=_max_ids):
+        raise ValueError(f"n_classes={n_classes!r} must be a whole number from 0 to {_max_ids:,}, or None.")
     top = int(labels.max())+1 if labels.size else 0
     if n_classes is None: n_classes = top
     if top>n_classes: raise ValueError(f"labels holds the class id {top-1}, but n_classes={n_classes}; ids run from 0 to n_classes-1.")
@@ -40,7 +62,7 @@ def class_counts(
 # %% ../nbs/sampling.ipynb #756646d3
 def _as_counts(counts):
     "`counts` as a 1-d float array of which something can be drawn"
-    n = np.asarray(counts, dtype=np.float64)
+    n = _as_floats(counts, 'counts')
     if n.ndim!=1: raise ValueError(f"counts has shape {n.shape}; pass one count per class, shape (K,).")
     if not np.isfinite(n).all() or (n<0).any(): raise ValueError(f"counts must be finite and not negative, got {np.asarray(counts).tolist()}.")
     if not n.any(): raise ValueError("counts holds no item of any class; pass the counts of a training set that is not empty.")
@@ -52,7 +74,7 @@ def class_probs(
 )->np.ndarray: # Class probabilities, float64, shape (K,), sum 1; absent classes get 0
     "Probability $n_k^q/\\sum_j n_j^q$ of sampling each class (Galdran et al. 2021, eq. 2)"
     n = _as_counts(counts)
-    if not np.isfinite(q): raise ValueError(f"q={q} must be a finite number; 0 is class-balanced, 1 instance sampling.")
+    if not _is_number(q): raise ValueError(f"q={q!r} must be a finite number; 0 is class-balanced, 1 instance sampling.")
     p,logs = np.zeros_like(n),np.log(n[n>0])
     p[n>0] = np.exp(q*(logs - (logs.max() if q>=0 else logs.min()))) # at most 1, so that no power overflows
     return p/p.sum()
@@ -64,7 +86,7 @@ def effective_number_probs(
 )->np.ndarray: # Class probabilities, float64, shape (K,), sum 1; absent classes get 0
     "Class probabilities when each item weighs one over its class's effective number (Cui et al. 2019, section 3)"
     n = _as_counts(counts)
-    if not 0<=beta<1: raise ValueError(f"beta={beta} must lie in [0,1); for the limit 1 use class_probs(counts, q=0).")
+    if not (_is_number(beta) and 0<=beta<1): raise ValueError(f"beta={beta!r} must lie in [0,1); for the limit 1 use class_probs(counts, q=0).")
     if beta==0: return n/n.sum()
     e = -np.expm1(n*np.log(beta))/(1-beta)
     p = np.divide(n, e, out=np.zeros_like(n), where=n>0)
@@ -76,7 +98,7 @@ def progressive_probs(
     t:float # Progress in [0,1]: 0 instance, 1 class-balanced
 )->np.ndarray: # Class probabilities, float64, shape (K,), sum 1; absent classes get 0
     "Progressively balanced class probabilities (Kang et al. 2020, section 4.1)"
-    if not 0<=t<=1: raise ValueError(f"t={t} must lie in [0,1], the share of training that is done.")
+    if not (_is_number(t) and 0<=t<=1): raise ValueError(f"t={t!r} must lie in [0,1], the share of training that is done.")
     return (1-t)*class_probs(counts, 1) + t*class_probs(counts, 0)
 
 # %% ../nbs/sampling.ipynb #dccefda6
@@ -86,7 +108,7 @@ def mixup_prior(
     q:float=0. # Power of the counts in the partner stream, as in `class_probs`
 )->np.ndarray: # Expected label mass of a mixed batch, float64, shape (K,), sum 1
     "Expected label mass under Balanced-MixUp, from $E[\\lambda]=\\alpha/(\\alpha+1)$"
-    if not (np.isfinite(alpha) and alpha>0): raise ValueError(f"alpha={alpha} must be finite and greater than 0; the paper uses 0.1 to 0.3.")
+    if not (_is_number(alpha) and alpha>0): raise ValueError(f"alpha={alpha!r} must be finite and greater than 0; the paper uses 0.1 to 0.3.")
     e = alpha/(alpha+1)
     return (1-e)*class_probs(counts, 1) + e*class_probs(counts, q)
 
@@ -118,7 +140,7 @@ class ClassSampler:
 
     @probs.setter
     def probs(self, p):
-        p = np.asarray(p, dtype=np.float64)
+        p = _as_floats(p, 'probs')
         if p.shape!=self.counts.shape: raise ValueError(f"probs has shape {p.shape}, but there are {len(self.counts)} classes; pass one probability per class.")
         if not np.isfinite(p).all() or (p<0).any() or not p.any(): raise ValueError("probs must be finite, not negative, and not all 0.")
         absent = np.flatnonzero((p>0) & (self.counts==0))

@@ -11,6 +11,7 @@ __all__ = ['ProgressiveSampling', 'DeferredResampling', 'DeferredReweighting']
 from fastai.basics import *
 
 from .sampling import *
+from .sampling import _is_number
 from .data import *
 from .data import _ids_counts, _unwrap
 from .losses import *
@@ -35,7 +36,7 @@ class DeferredResampling(_ScheduledSampling):
         start:float=.8, # Share of training, in [0,1), at which it begins, rounded up to an epoch (160 of 200 epochs in the paper)
         q:float=0. # Power of the class counts from then on: 0 class-balanced
     ):
-        if not 0<=start<1: raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
+        if not (_is_number(start) and 0<=start<1): raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
         store_attr()
     def probs(self, counts): return class_probs(counts, self.q if self.learn.epoch>=self.start*self.learn.n_epoch-1e-9 else 1)
 
@@ -48,8 +49,8 @@ class DeferredReweighting(Callback):
         beta:float|None=.9999, # $\beta$ of `class_weights` (.9999 in the paper); `None` for weights of $1/n_k$
         weight=None # Weights, shape (K,), instead of those of `beta`
     ):
-        if not 0<=start<1: raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
-        if beta is not None and not 0<=beta<1: raise ValueError(f"beta={beta} must lie in [0,1), or be None.")
+        if not (_is_number(start) and 0<=start<1): raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
+        if beta is not None and not (_is_number(beta) and 0<=beta<1): raise ValueError(f"beta={beta} must lie in [0,1), or be None.")
         store_attr()
         self._w,self._on = None,False
 

@@ -1,0 +1,171 @@
+"Whatever is passed, the public functions give a right answer or an error that names the argument; never a wrong answer, and never an error from somewhere inside."
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from fastai.basics import L, TfmdDL, tensor
+from balmix_fastai.sampling import *
+from balmix_fastai.data import get_labels
+from balmix_fastai.losses import *
+from balmix_fastai.metrics import *
+from balmix_fastai.mixers import *
+from balmix_fastai.mixup import BalancedMixUp
+from balmix_fastai.pool import fill_level
+from balmix_fastai.posthoc import *
+from balmix_fastai.prior import imbalance_slope
+from balmix_fastai.report import holm, wilson
+from balmix_fastai.schedule import *
+
+odd = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**19), st.floats(), st.text(max_size=2), st.complex_numbers(), st.sampled_from([[], {}, object()]))
+number = st.one_of(st.floats(-3, 3), st.sampled_from([0,1,.5,.9999,1e-300,1e300,-1e300,np.float32(.3),np.int64(1)]), odd)
+whole = st.one_of(st.integers(0, 60), st.sampled_from([0,0,1,10**6,10**15,2**63,10**25]))
+row = st.lists(whole, max_size=7)
+odds = st.lists(odd, max_size=4)
+array = st.one_of(row, row.map(np.array), st.lists(st.floats(1e-6, 1e6), max_size=5), odds, odds.map(lambda o: np.array(o, dtype=object)),
+    st.lists(st.integers(-2, 5), max_size=5), row.map(lambda o: [o]), st.lists(st.sampled_from('abc0'), min_size=1, max_size=4), odd)
+fuzz = lambda *args: lambda f: settings(max_examples=150, deadline=None)(given(*args)(f))
+
+def tried(f, *names):
+    "What `f` returns, or `None` where it has refused with a message on one of its arguments"
+    with np.errstate(all='ignore'):
+        try: return f()
+        except ValueError as e: assert any(n in str(e) for n in names), f"the error names none of {names}: {e}"
+
+def is_share(p, counts):
+    "Does `p` hold finite shares that sum to 1, none of them of an absent class?"
+    n = np.asarray(counts, dtype=np.float64)
+    return p.shape==n.shape and np.isfinite(p).all() and (p>=0).all() and np.isclose(p.sum(), 1) and not p[n==0].any()
+
+@fuzz(array, number)
+def test_class_probs(counts, q):
+    p = tried(lambda: class_probs(counts, q), 'counts', 'q=')
+    if p is None: return
+    assert is_share(p, counts)
+    n,q = np.asarray(counts, dtype=np.float64),float(q)
+    on = p>1e-290 # below, floats have fewer digits
+    np.testing.assert_allclose(np.log(p[on])-np.log(p[on]).max(), q*np.log(n[on])-(q*np.log(n[on])).max(), rtol=1e-9, atol=1e-9)
+
+@fuzz(array, number)
+def test_effective_number(counts, beta):
+    p = tried(lambda: effective_number_probs(counts, beta), 'counts', 'beta')
+    assert p is None or is_share(p, counts)
+    if p is not None and max(np.asarray(counts, dtype=float))<100:
+        w = np.array([sum(float(beta)**i for i in range(int(n))) if float(n).is_integer() else np.nan for n in np.asarray(counts, dtype=float)])
+        n = np.asarray(counts, dtype=float)
+        if not np.isnan(w).any(): np.testing.assert_allclose(p[n>0], (n/w)[n>0]/(n/w)[n>0].sum(), rtol=1e-6)
+
+@fuzz(array, number)
+def test_progressive(counts, t):
+    p = tried(lambda: progressive_probs(counts, t), 'counts', 't=')
+    assert p is None or is_share(p, counts)
+
+@fuzz(array, number, number)
+def test_mixup_prior(counts, alpha, q):
+    p = tried(lambda: mixup_prior(counts, alpha, q), 'counts', 'alpha', 'q=')
+    assert p is None or is_share(p, counts)
+
+@fuzz(array, odd)
+def test_class_counts(labels, n_classes):
+    n = tried(lambda: class_counts(labels, n_classes), 'labels', 'n_classes')
+    if n is not None: assert n.tolist()==[sum(int(o)==k for o in labels) for k in range(len(n))] and n.sum()==len(labels)
+
+@fuzz(array, number, st.one_of(st.none(), array))
+def test_sampler(labels, q, probs):
+    s = tried(lambda: ClassSampler(labels, q, probs, seed=0), 'labels', 'q=', 'counts', 'probs')
+    if s is None: return
+    idxs = s.draw(50)
+    ids = np.asarray(labels, dtype=np.float64).astype(int)[idxs]
+    assert is_share(s.probs, s.counts) and (s.probs[ids]>0).all()
+
+@fuzz(array)
+def test_labels_of_a_loader(labels):
+    if not isinstance(labels, (list, np.ndarray)): return
+    dl = TfmdDL(L((tensor(0.), o) for o in labels), bs=2)
+    ys = tried(lambda: get_labels(dl), 'labels', 'label', 'target')
+    assert ys is None or ys.tolist()==[int(np.ravel(o)[0]) for o in labels]
+
+@fuzz(array, odd)
+def test_fill_level(counts, total):
+    m = tried(lambda: fill_level(counts, total), 'counts', 'total')
+    if m is None: return
+    n = np.asarray(counts, dtype=float)
+    assert (m<=n).all() and m.sum()<=max(total, 0) and (m[n>0]>0).all() and (m.sum()==n.sum() or (m<n).sum()>total-m.sum())
+
+@fuzz(array, number, number)
+def test_class_weights(counts, beta, power):
+    w = tried(lambda: class_weights(counts, beta, power), 'counts', 'beta', 'power')
+    if w is None: return
+    n = np.asarray(counts, dtype=float)
+    assert np.isfinite(w).all() and (w>=0).all() and not w[n==0].any() and np.isclose(w[n>0].mean(), 1)
+
+@fuzz(array, array, number)
+def test_corrections(source, target, tau):
+    p = np.array([[.7,.2,.1],[.1,.1,.8]])
+    for c in (tried(lambda: to_prior(source, target), 'source', 'target'), tried(lambda: adjust_logits(source, tau), 'prior', 'tau', 'bias')):
+        if c is None or len(c.bias)!=3: continue
+        q = c(p)
+        assert np.isfinite(q).all() and np.allclose(q.sum(1), 1)
+
+@fuzz(array, array)
+def test_slope(share, counts):
+    s = tried(lambda: imbalance_slope(share, counts), 'share', 'counts')
+    assert s is None or isinstance(s, float)
+
+@fuzz(array)
+def test_shot_groups(counts):
+    g = tried(lambda: shot_groups(counts), 'counts')
+    assert g is None or g.tolist()==['many' if n>100 else 'few' if n<20 else 'medium' for n in np.asarray(counts)]
+
+some_probs = st.integers(0, 99).map(lambda s: np.random.default_rng(s).dirichlet([.3]*3, 6))
+probs = st.one_of(some_probs, st.sampled_from([np.eye(3), np.full((4,3), np.nan), np.ones((3,3))]), array)
+
+@fuzz(probs, array)
+def test_metrics(p, targs):
+    "What is measured of probabilities is in its range, or not defined"
+    for f in (imbalance_metrics, ece, macro_auprc, macro_auroc):
+        m = tried(lambda: f(p, targs), 'probs', 'targs')
+        for v in [] if m is None else m.values() if isinstance(m, dict) else [m]: assert np.isnan(v) or -1-1e-9<=v<=1+1e-9
+
+losses = [SoftFocalLoss, ClassBalancedLoss, LogitAdjustedLoss, VSLoss, CDTLoss, LDAMLoss, SeesawLoss, EqualizationLoss, InfluenceBalancedLoss,
+    LabelAwareSmoothingLoss, CostSensitiveLoss, SORDLoss]
+
+@pytest.mark.parametrize('make', losses, ids=lambda o: o.__name__)
+@fuzz(number, array)
+def test_losses(make, v, counts):
+    "A loss that can be made is a number for each item, of finite gradient, or refuses what it was told of the classes"
+    loss = tried(lambda: make(v), *'gamma beta tau max_m p q lam head tail alpha scale start a s'.split())
+    if loss is None: return
+    def run():
+        for k in ('counts','prior'):
+            if k in loss.needs: setattr(loss, k, counts)
+        z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        if 'features' in loss.needs: loss.features = torch.ones(5, 2)
+        if 'progress' in loss.needs: loss.progress = .9
+        res = loss(z, torch.tensor([0,1,2,0,1]))
+        return res,torch.autograd.grad(res, z)[0]
+    res = tried(run, 'counts', 'prior')
+    if res is not None and abs(float(v))<100: assert torch.isfinite(res[0]) and torch.isfinite(res[1]).all()
+
+mixers = dict(balanced=BalancedMixUp, remix=ReMix, mamix=MAMix, unimix=UniMix, cutmix=BalancedCutMix, manifold=BalancedManifoldMixUp)
+
+@pytest.mark.parametrize('name', mixers)
+@fuzz(number, number, number, number, odd)
+def test_mixers_are_made_or_refused(name, alpha, q, start, stop, seed):
+    kw = dict(start=start, stop=stop, seed=seed) if name=='unimix' else dict(q=q, start=start, stop=stop, seed=seed) # UniMix has a stream of its own
+    cb = tried(lambda: mixers[name](alpha, **kw), 'alpha', 'q=', 'start', 'seed')
+    if cb is not None: assert np.isfinite(cb.q) and 0<=cb.start<cb.stop<=1 and cb.alpha>0
+
+@pytest.mark.parametrize('make', [DeferredResampling, DeferredReweighting, ProgressiveSampling], ids=lambda o: o.__name__)
+@fuzz(number)
+def test_schedules_are_made_or_refused(make, v):
+    if make is not ProgressiveSampling: tried(lambda: make(v), 'start')
+
+@fuzz(array)
+def test_holm(p):
+    adj = tried(lambda: holm(p), 'pvalues')
+    if adj is None: return
+    p = np.asarray(p, dtype=float)
+    assert (np.isnan(adj)==np.isnan(p)).all() and (adj[~np.isnan(p)]>=p[~np.isnan(p)]-1e-12).all() and (adj[~np.isnan(p)]<=1).all()
+
+@fuzz(number, number)
+def test_wilson(k, n):
+    ends = tried(lambda: wilson(k, n), 'k', 'n')
+    if ends is not None: assert all(np.all(np.isnan(o) | (o>=0) & (o<=1)) for o in ends) and np.all(~(ends[0]>ends[1]))
