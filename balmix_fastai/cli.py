@@ -254,7 +254,7 @@ def balmix_study(
 @call_parse
 def balmix_bench(
     out:str='balmix_bench', # Folder for bench.md, bench.json and bench.png
-    only:str=None, # Only these, separated by commas: loader, network (needs a GPU), step, draw, start, memory
+    only:str=None, # Only these, separated by commas: loader, network (needs a GPU), batches, step, draw, start, memory
     rounds:int=5, # Turns
     quick:store_true=False # Sizes that show that it works, and nothing else?
 ):
