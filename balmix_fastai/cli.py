@@ -222,7 +222,7 @@ def _settings(s, option):
 
 @call_parse
 def balmix_study(
-    study:str, # digits, digits-methods, retinamnist, retinamnist-methods, cifar10-lt, cifar10-lt-methods, isic2019-lt, paper-eyepacs, paper-kvasir, or the path of a YAML file
+    study:str, # digits, digits-methods, retinamnist, retinamnist-methods, retinamnist-pool, cifar10-lt, cifar10-lt-methods, isic2019-lt, paper-eyepacs, paper-kvasir, or the path of a YAML file
     data:str=None, # Path of the images; none for digits
     out:str=None, # Folder of the study; default study_NAME
     jobs:int=1, # Runs at a time

@@ -32,7 +32,7 @@ def test_every_bundled_study_can_be_built(digits, data_dir, monkeypatch):
     "Its arms, protocol and table, on stand-ins of a small set where the data is the user's"
     import balmix_fastai.study as st
     monkeypatch.setenv('BALMIX_DATA', str(data_dir))
-    assert set(studies)=={'digits','digits-methods','retinamnist','retinamnist-methods','cifar10-lt','cifar10-lt-methods','isic2019-lt','paper-eyepacs','paper-kvasir'}
+    assert set(studies)=={'digits','digits-methods','retinamnist','retinamnist-methods','retinamnist-pool','cifar10-lt','cifar10-lt-methods','isic2019-lt','paper-eyepacs','paper-kvasir'}
     read = st.read_layout
     def stand_in(name, path=None, **kw):
         if name in ('digits','retinamnist'): return read(name, path, **kw)
