@@ -161,7 +161,7 @@ def _faults(out):
     "What may stop a training, as one line that says what to do"
     try: yield
     except KeyboardInterrupt: raise CliError(f"Stopped. {_goes_on}") from None
-    except torch.OutOfMemoryError as e: raise CliError(f"The device is out of memory: {_said(e)} Start anew with a smaller --bs, --size or --pool_mb, and --overwrite.") from e
+    except torch.OutOfMemoryError as e: raise CliError(f"The device is out of memory: {_said(e)} Start anew with a smaller --bs, --size or --pool-mb, and --overwrite.") from e
     except FloatingPointError as e: raise CliError(f"{_said(e)} {out}/log.csv has the epochs before; start anew with --overwrite.") from e
     except OSError as e: raise CliError(f"{_said(e)} {_goes_on}") from e
     except ValueError as e: raise CliError(_said(e)) from e
