@@ -21,7 +21,7 @@ row = st.lists(whole, max_size=7)
 odds = st.lists(odd, max_size=4)
 array = st.one_of(row, row.map(np.array), st.lists(st.floats(1e-6, 1e6), max_size=5), odds, odds.map(lambda o: np.array(o, dtype=object)),
     st.lists(st.integers(-2, 5), max_size=5), row.map(lambda o: [o]), st.lists(st.sampled_from('abc0'), min_size=1, max_size=4), odd)
-fuzz = lambda *args: lambda f: settings(max_examples=150, deadline=None)(given(*args)(f))
+fuzz = lambda *args: lambda f: settings(max_examples=40, deadline=None)(given(*args)(f))
 
 def tried(f, *names):
     "What `f` returns, or `None` where it has refused with a message on one of its arguments"
