@@ -18,7 +18,7 @@ _max_ids = 10**8 # counts of more classes would need gigabytes
 
 def _is_number(v):
     "Is `v` a finite real number?"
-    return isinstance(v, (int, float, np.number)) and not isinstance(v, complex) and bool(np.isfinite(v))
+    return isinstance(v, (int, float, np.integer, np.floating)) and bool(np.isfinite(v))
 
 def _as_array(v, name):
     "`v` as an array, or an error that names the argument"

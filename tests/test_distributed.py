@@ -132,7 +132,7 @@ def test_balmix_train_goes_on_exactly(trained):
     one,two = (json.loads((d/o/'metrics.json').read_text()) for o in ('whole','parts'))
     assert one['test']==two['test'] and one['test']['balanced_accuracy']>.3 # of ten classes
 
-def test_balmix_train_leaves_what_one_process_leaves(trained, monkeypatch):
+def test_balmix_train_leaves_what_one_process_leaves(trained):
     "The exported learner, in a process alone, gives the predictions that were written, in their order"
     from fastai.basics import load_learner
     from balmix_fastai.datasets import read_images

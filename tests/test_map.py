@@ -14,7 +14,7 @@ def page(): return '\n'.join(''.join(c['source']) for c in json.loads((nbs/'map.
 
 @pytest.fixture(scope='module')
 def rows(page):
-    res,head = [],None
+    res = []
     for l in page.splitlines():
         if not l.startswith('|'): continue
         cells = [o.strip() for o in l.strip('|').split('|')]
