@@ -83,10 +83,14 @@ def _fit_seconds(dls, model, cb, epochs=2):
     with _quiet(learn): learn.fit(epochs, 1e-3)
     return clock.seconds
 
-def _plain_pytorch(path, bs, workers, device):
+class _Items:
+    "Items as a fastai loader makes them, for a loader of PyTorch"
+    def __init__(self, dl): self.dl,self.targets = dl,get_labels(dl)
+    def __len__(self): return len(self.targets)
+    def __getitem__(self, i): return tuple(o.as_subclass(Tensor) for o in self.dl.do_item(i))
+
+def _plain_pytorch(ds, bs, workers, device, prepare=noop):
     "An epoch as in the authors' code, seconds"
-    from torchvision import datasets, transforms as T
-    ds = datasets.ImageFolder(path, T.Compose([T.ToTensor(), T.Normalize(*imagenet_stats)]))
     w = 1/class_counts(ds.targets)[ds.targets]
     kw = dict(batch_size=bs, num_workers=workers, drop_last=True, pin_memory=device.type=='cuda')
     instance = torch.utils.data.DataLoader(ds, shuffle=True, **kw)
@@ -95,7 +99,7 @@ def _plain_pytorch(path, bs, workers, device):
     opt,start = torch.optim.Adam(model.parameters(), 1e-3),time.perf_counter()
     for (x,y),(x1,y1) in zip(instance, balanced):
         lam = np.random.beta(.2, 1)
-        x,x1 = x.to(device),x1.to(device)
+        x,x1 = prepare(x.to(device)),prepare(x1.to(device))
         y,y1 = (F.one_hot(o.to(device), 10).float() for o in (y,y1))
         loss = F.cross_entropy(model((1-lam)*x+lam*x1), (1-lam)*y+lam*y1)
         opt.zero_grad()
@@ -107,23 +111,28 @@ def _plain_pytorch(path, bs, workers, device):
 # %% ../nbs/bench.ipynb #19014a96
 def bench_loader(
     n:int=600, # Images
-    size:int=512, # Side in pixels
+    size:int=512, # Side of the JPEGs in pixels
+    to:int=224, # Side in pixels that they are resized to as they are loaded
     bs:int=32, # Batch size
     workers:int=2, # Loader processes (the authors' design has as many for each of its two loaders)
     rounds:int=5, # Turns
     device=None # Device to train on; `None` takes the default
 )->pd.DataFrame: # Seconds, a column for each arm
     "Epochs of training that waits for JPEGs to be decoded"
+    from torchvision import datasets, transforms as T
     device = torch.device(ifnone(device, default_device()))
     with TemporaryDirectory() as d:
         make_jpegs(d, n, size)
         block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=lambda o: (range(len(o)), range(bs)),
-            batch_tfms=Normalize.from_stats(*imagenet_stats, cuda=device.type=='cuda'))
+            item_tfms=Resize(to), batch_tfms=Normalize.from_stats(*imagenet_stats, cuda=device.type=='cuda'))
         dls = block.dataloaders(d, bs=bs, num_workers=workers, device=device)
         def fit(cb=None, epochs=2): return lambda: _fit_seconds(dls, _tiny_net(10), None if cb is None else cb(), epochs)
         pool = partial(BalancedMixUp, partners='pool', pool_mb=2048)
+        folder = datasets.ImageFolder(d, T.Compose([T.Resize((to,to)), T.ToTensor(), T.Normalize(*imagenet_stats)]))
+        def prepare(x): return dls.train.after_batch((TensorImage(x),))[0].as_subclass(Tensor)
         return take_turns({'plain':fit(), 'loader':fit(BalancedMixUp), 'pool':fit(pool), 'pool, first epoch':fit(pool, 1),
-            'two loaders':lambda: _plain_pytorch(d, bs, workers, device)}, rounds)
+            'two loaders':lambda: _plain_pytorch(folder, bs, workers, device),
+            'two loaders of fastai items':lambda: _plain_pytorch(_Items(dls.train), bs, workers, device, prepare)}, rounds)
 
 # %% ../nbs/bench.ipynb #be6ab461
 def _labels(n, k=10): return np.random.default_rng(0).choice(k, n, p=class_probs(100.**(-np.arange(k)/(k-1))*1e6)).astype(np.int32)
@@ -281,10 +290,11 @@ def bench_memory(
 
 def peak_of(
     n:int=10**8 # Items
-)->float: # GiB that a process of its own had at its peak, all libraries included
+)->float: # GiB that a process of its own had at its peak, all libraries included; nan where the system does not say
     "Peak memory of a process that builds a sampler and draws an epoch"
-    code = f"import numpy as np, resource; from balmix_fastai.sampling import ClassSampler; y = np.random.default_rng(0).integers(0, 10, {n}, dtype=np.int8); " \
-        f"ClassSampler(y, seed=0).draw({n}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    if not Path('/proc/self/status').exists(): return np.nan # not Linux; what `resource` tells of a process begins with the peak of its parent
+    code = f"import numpy as np; from balmix_fastai.sampling import ClassSampler; y = np.random.default_rng(0).integers(0, 10, {n}, dtype=np.int8); " \
+        f"ClassSampler(y, seed=0).draw({n}); print(*[o.split()[1] for o in open('/proc/self/status') if o.startswith('VmHWM')])"
     return int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)/2**20
 
 # %% ../nbs/bench.ipynb #061f9e43
@@ -293,10 +303,10 @@ def _row(what, times, a, b, goal, up=False):
 
 def _loader_rows(quick, rounds):
     gpu = torch.cuda.is_available()
-    kw = dict(n=60, size=128, bs=16, workers=2) if quick else dict(n=4000, workers=12, bs=64) if gpu else {}
+    kw = dict(n=60, size=128, to=64, bs=16, workers=2) if quick else dict(n=4000, workers=12, bs=64) if gpu else {}
     t = bench_loader(**kw, rounds=rounds)
     rows = [_row('epoch that waits for its loader', t, a, 'plain', g) for a,g in (('pool', 1.05 if gpu else 1.3), ('pool, first epoch', None), ('loader', 2. if gpu else None))]
-    return rows+[_row('the same', t, a, 'two loaders', 1.) for a in ('loader','pool')]
+    return rows+[_row('the same', t, a, b, 1.) for b in ('two loaders','two loaders of fastai items') for a in ('loader','pool')]
 
 def _network_rows(quick, rounds):
     if not torch.cuda.is_available(): return []
