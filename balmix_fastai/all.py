@@ -10,6 +10,8 @@ from .mixers import *
 from .prior import *
 from .schedule import *
 from .decouple import *
+from .checkpoint import *
+from .flexible import *
 from .tta import *
 from .posthoc import *
 from .report import *

@@ -103,8 +103,9 @@ def balmix_train(
     alpha:float=.2, # Its strength: for balanced_mixup the partner's weight is ~ Beta(alpha,1); 0 trains without
     partners:str='loader', # Where partners come from: loader loads each, pool keeps items in memory and is faster
     pool_mb:float=512., # Memory of the pool, in MiB
-    sampling:str='instance', # Stream that is trained on: instance, class, sqrt, effective, progressive, deferred, or a number q (1 instance ... 0 class-balanced)
-    loss:str='ce', # ce, label_smoothing, focal, class_balanced, balanced_softmax, vs, cdt, ldam, seesaw, equalization, influence_balanced, label_aware_smoothing; for grades cost_sensitive, sord, emd, quadratic_kappa
+    sampling:str='instance', # Stream that is trained on: instance, class, sqrt, effective, progressive, deferred, difficulty, flexible, or a number q (1 instance ... 0 class-balanced)
+    pretrain:int=0, # Epochs of pre-training without labels before (with --sampling flexible: Flexible Sampling)
+    loss:str='ce', # ce, label_smoothing, focal, focal_1, class_balanced, cb_focal, grw, balanced_softmax, vs, cdt, ldam, seesaw, equalization, influence_balanced, label_aware_smoothing; for grades cost_sensitive, sord, emd, quadratic_kappa
     defer:store_true=False, # Class weights for the loss in the last fifth of training (DRW)?
     two_stage:str='none', # Second stage: retrain, scale, tau, ncm, disalign or mislas
     posthoc:str='none', # Correction fitted on validation: logit_adjust, tau, temperature, bcts, vector, offsets, or for grades cuts
@@ -116,7 +117,7 @@ def balmix_train(
     wd:float=None, # Weight decay; default adam .01, sgd 0
     bs:int=32, # Batch size
     size:int=224, # Images are resized to size x size pixels
-    augment:str='fastai', # Augmentation: none, fastai, paper or cifar
+    augment:str='fastai', # Augmentation: none, fastai, paper, cifar or simclr
     metric:str='balanced_accuracy', # Validation metric that picks the checkpoint: a column of log.csv, or last for the last epoch
     folds:int=0, # Cross-validate with this many stratified folds
     valid_pct:float=None, # Share of the training images to validate on, if the data has no valid split; default 0.2
@@ -133,7 +134,7 @@ def balmix_train(
     "Train a network with Balanced-MixUp on an imbalanced image set"
     config = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in ('resume','overwrite','out','workers')}
     _check_options(config, resume, overwrite)
-    run = {k: config[k] for k in 'arch pretrained head mixer alpha partners pool_mb sampling loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
+    run = {k: config[k] for k in 'arch pretrained head mixer alpha partners pool_mb sampling pretrain loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
     run.update(lr=_number(lr), workers=workers, resume=resume)
     with _clear_errors():
         imgs = read_images(data, **_reader_options(data, images, label, valid_col))

@@ -127,17 +127,7 @@ def _linear(old):
     if not isinstance(old, nn.Linear): raise ValueError(f"The classifier is a {type(old).__name__}; this method scales the weights of an nn.Linear.")
     return old
 
-# %% ../nbs/decouple.ipynb #4f5dffe9
-@torch.no_grad()
-def _features(learn, name, dl):
-    "Input of the classifier for all items of `dl`, shape (N,F), and their targets, on the CPU"
-    feats = []
-    hook = learn.model.get_submodule(name).register_forward_pre_hook(lambda m,inp: feats.append(inp[0].detach().cpu()))
-    try:
-        with learn.no_bar(), learn.no_logging(): _,targs = learn.get_preds(dl=dl, act=noop)
-    finally: hook.remove()
-    return torch.cat(feats),targs
-
+# %% ../nbs/decouple.ipynb #9e0d733e
 @patch
 def tau_normalize(self:Learner,
     tau:float|None=None, # Power of the norm, 0 to 2; `None` takes the best on validation of 0 to 2 by .05, by balanced accuracy
@@ -148,7 +138,7 @@ def tau_normalize(self:Learner,
     with _stage2(self, layer) as (name,old):
         norm = _linear(old).weight.data.norm(dim=1, keepdim=True)
         if tau is None:
-            x,y = _features(self, name, self.dls.valid)
+            x,y = features(self.model, self.dls.valid, name)
             def score(o):
                 hit = (x@(old.weight.data/norm**o).cpu().T).argmax(1)==y
                 return np.mean([hit[y==k].float().mean().item() for k in y.unique()])
@@ -175,9 +165,7 @@ def nearest_class_mean(self:Learner,
 )->Learner:
     "Classify by the cosine to the mean feature of each class (Kang et al. 2020, section 4.2)"
     with _stage2(self, layer) as (name,old):
-        train = self.dls.train_ds
-        with train.set_split_idx(1) if hasattr(train, 'set_split_idx') else contextlib.nullcontext(): # no augmentation
-            x,y = _features(self, name, self.dls.valid.new(train))
+        with in_order(self.dls) as dl: x,y = features(self.model, dl, name)
         lacks = set(range(old.out_features))-set(y.unique().tolist())
         if lacks: raise ValueError(f"The training set has no image of the classes {sorted(lacks)}, which therefore have no mean.")
         replace_layer(self.model, name, _ScaledCosine(torch.stack([x[y==k].mean(0) for k in range(old.out_features)]), s))

@@ -50,7 +50,7 @@ def _mix_bytes(a, b, lam):
 class PairedMixer(Callback):
     "Base of callbacks that mix each training batch with partners that come with it"
     run_valid,order = False,0 # order: before `GradientAccumulation` (6), `CastToTensor` (9) and `MixedPrecision` (10)
-    _stateattrs = ('labels','_lams','_ids','_source','_sampler','_paired','_yb1','_rng','_pool','_pool_state')
+    _stateattrs = ('labels','_lams','_ids','_source','_sampler','_paired','_yb1','_rng','_pool','_pool_state','_active')
     def __init__(self,
         alpha, # Strength of the mixing, a number greater than 0 or a function of training progress
         q=0., # Power of the class counts in the partner stream: 0 uniform over classes, 1 instance; or a function of progress
@@ -74,7 +74,7 @@ class PairedMixer(Callback):
 
     def _init_state(self):
         super()._init_state()
-        self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = self._pool = self._pool_state = None
+        self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = self._pool = self._pool_state = self._active = None
         self._lams,self._lam,self._lam_y,self._epoch,self._pct,self._means = [],None,None,None,None,{}
 
     def __deepcopy__(self, memo):
@@ -156,8 +156,18 @@ def _read_labels(self:PairedMixer, base):
         ids,counts = _ids_counts(self.learn.dls, self.labels)
         if (counts>0).sum()<2: raise ValueError(f"labels hold {(counts>0).sum()} class of {len(counts)}; balancing needs items of at least two classes.")
         self._ids,self._source = ids,(base.dataset, self.labels)
-        self._sampler,self._means = ClassSampler(ids, n_classes=len(counts), seed=0),{}
+        self._sampler,self._active,self._means = ClassSampler(ids, n_classes=len(counts), seed=0),None,{}
+    self._restrict(getattr(getattr(base, 'sampler', None), 'active', None))
     if not callable(self.q): self._sampler.probs = class_probs(self._sampler.counts, self.q)
+
+# %% ../nbs/mixup.ipynb #f66f1768
+@patch
+def _restrict(self:PairedMixer, active):
+    "Draw partners from the items of which the training loader draws, where that is growing"
+    if active is self._active: return
+    if active is not None and self.partners=='pool': raise ValueError("partners='pool' does not go with FlexibleSampling, whose items come in one after another; leave it out.")
+    ids = self._ids if active is None else self._ids[active]
+    self._active,self._sampler,self._means = active,ClassSampler(ids, n_classes=len(self._sampler.counts), seed=0),{}
 
 # %% ../nbs/mixup.ipynb #885a539e
 @patch
@@ -204,12 +214,11 @@ def _partner_probs(self:PairedMixer, pct):
 @patch
 def _draw_partners(self:PairedMixer, n):
     "Dataset indices of the partners of an epoch's `n` items"
-    if not callable(self.q): return self._sampler.draw(n)
-    res,bs = [],self._paired.bs
+    res,bs = [],self._paired.bs if callable(self.q) else n
     for i,k in enumerate(range(0, n, bs)):
         self._set_probs(i)
         res.append(self._sampler.draw(min(bs, n-k)))
-    return np.concatenate(res)
+    return np.concatenate(res) if self._active is None else self._active[np.concatenate(res)]
 
 @patch
 def _set_probs(self:PairedMixer, i):

@@ -39,7 +39,7 @@ def _shares(learn, stream, probs):
     "Share of each class among images, after sampling, mixing, weights, and in what is predicted"
     loss = _loss_of(learn)
     res = dict(images=class_probs(stream.counts), sampling=probs)
-    for cb in learn.cbs:
+    for cb in learn.cbs.sorted('order'):
         if hasattr(cb, 'label_mass'): probs = cb.label_mass(probs)
     res['mixing'],w = probs,_loss_weight(loss, len(probs))
     res['weights'] = probs if w is None else probs*w/(probs*w).sum()

@@ -103,16 +103,21 @@ def _paper_tfm():
     move = v2.RandomChoice([affine(0, scale=(.95,1.2)), affine(0, translate=(.05,0)), affine(45)])
     return v2.Compose([move, v2.ColorJitter(.25, .25, .25, .01), v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
 
+def _simclr_tfms():
+    colour = [Saturation(.4, p=.8), Hue(.1, p=.8)]
+    return aug_transforms(max_rotate=0, max_zoom=5**.5, max_warp=0, p_affine=1, max_lighting=.4, p_lighting=.8, xtra_tfms=colour)
+
 augmentations = dict(none=list, fastai=aug_transforms, paper=lambda: [PerImage(_paper_tfm())],
-    cifar=lambda: [PerImage(v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]))])
+    cifar=lambda: [PerImage(v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]))], simclr=_simclr_tfms)
 
 def augmentation(
-    name:str # none, fastai (`aug_transforms()`), paper (Galdran et al. 2021) or cifar
+    name:str # none, fastai (`aug_transforms()`), paper (Galdran et al. 2021), cifar, or simclr (for `Learner.pretrain_contrastive`)
 )->list: # Batch transforms
     "Augmentation by name"
     if name not in augmentations: raise ValueError(f"augment={name!r} is not known; choose one of {', '.join(augmentations)}.")
     return list(augmentations[name]())
 
+# %% ../nbs/protocol.ipynb #61db44cf
 def paper_tfms(
     size:int=512 # Side in pixels; images are squeezed to a square, as the authors do at 512
 )->dict: # `item_tfms` and `batch_tfms`, for a `DataBlock`
