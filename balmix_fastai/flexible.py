@@ -99,14 +99,20 @@ def pretrain_contrastive(self:Learner,
         self.opt = None # it is of the projection; the next fit makes another
     return stage.recorder
 
-# %% ../nbs/flexible.ipynb #914fed24
+# %% ../nbs/flexible.ipynb #fab94868
+def _as_whole(v, name):
+    "`v` as an int64 array of numbers of items, shape (K,)"
+    a = _as_floats(v, name)
+    if a.ndim!=1 or not (np.isfinite(a) & (a>=0) & (a==np.floor(a)) & (a<2**53)).all(): raise ValueError(f"{name}={v!r} must be a whole number of items for each class, shape (K,).")
+    return a.astype(np.int64)
+
 def anchor_counts(
     counts, # Training items per class, shape (K,)
     s:float=.1, # Scaling $s$ of the imbalance ratio, in (0,1]; 1 takes all (the authors' later code has .1)
     least:int=2 # Anchors of a class, at least, if it has as many (2 in their code)
 )->np.ndarray: # Anchors per class, int64, shape (K,)
     "How many anchors each class has, so that their imbalance is `s` times that of `counts`, at least 1"
-    n = _as_counts(counts).astype(np.int64)
+    n = _as_whole(_as_counts(counts), 'counts')
     if not (_is_number(s) and 0<s<=1): raise ValueError(f"s={s!r} must be greater than 0 and at most 1, the factor of the imbalance ratio.")
     if not (isinstance(least, (int, np.integer)) and least>=1): raise ValueError(f"least={least!r} must be a whole number of at least 1.")
     return np.minimum(n, max(int(n.max()*s+1e-9), n[n>0].min(), least))
@@ -118,16 +124,16 @@ def nearest_to_mean(
     n # Items to take of each class, shape (K,)
 )->np.ndarray: # Item indices, int64: class by class, the nearest first
     "Items whose features are nearest to the mean of their class, by the cosine"
-    z,labels,n = F.normalize(torch.as_tensor(feats).float(), dim=1),_as_ids(labels),_as_floats(n, 'n').astype(np.int64)
-    if z.ndim!=2 or len(z)!=len(labels): raise ValueError(f"feats has shape {tuple(z.shape)} for {len(labels)} labels; pass a row of features per item.")
+    z,labels,n = _as_floats(feats, 'feats'),_as_ids(labels),_as_whole(n, 'n')
+    if z.ndim!=2 or len(z)!=len(labels): raise ValueError(f"feats has shape {z.shape} for {len(labels)} labels; pass a row of features per item.")
+    z = z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     if len(labels) and labels.max()>=len(n): raise ValueError(f"labels holds the class id {labels.max()}, but n has {len(n)} classes.")
     few = [(k,h,int(w)) for k,(h,w) in enumerate(zip(class_counts(labels, len(n)), n)) if h<w]
     if few: raise ValueError(f"n asks for {few[0][2]} items of class {few[0][0]}, which has {few[0][1]}; ask for no more than there are, see `anchor_counts`.")
     res = [np.zeros(0, dtype=np.int64)]
     for k in np.flatnonzero(n):
         i = np.flatnonzero(labels==k)
-        sim = to_np(z[i]@z[i].mean(0))
-        res.append(i[np.argsort(-sim, kind='stable')[:n[k]]])
+        res.append(i[np.argsort(-z[i]@z[i].mean(0), kind='stable')[:n[k]]])
     return np.concatenate(res)
 
 # %% ../nbs/flexible.ipynb #c1c08cb4
@@ -137,7 +143,8 @@ def query_counts(
     n:int # Items to query
 )->np.ndarray: # Items to query of each class, int64, shape (K,), of sum `n`, or of all that are left
     "Divide a query over the classes in proportion to `1-accs` (Ju et al. 2022)"
-    hard,left = 1-_as_accs(accs),_as_floats(left, 'left').astype(np.int64)
+    hard,left = 1-_as_accs(accs),_as_whole(left, 'left')
+    if not (isinstance(n, (int, np.integer)) and n>=0): raise ValueError(f"n={n!r} must be a whole number of items, 0 or more.")
     if hard.shape!=left.shape: raise ValueError(f"accs has shape {hard.shape} and left {left.shape}; both must be (K,).")
     x,room,n = np.zeros(len(left)),left>0,min(int(n), int(left.sum()))
     while room.any():
@@ -270,6 +277,7 @@ class FlexibleSampling(_ClassAccuracy):
         if not (_is_number(query) and 0<query<=1): raise ValueError(f"query={query!r} must be greater than 0 and at most 1, a share of the items that are no anchors.")
         if not (isinstance(passes, int) and passes>=2): raise ValueError(f"passes={passes!r} must be a whole number of at least 2.")
         if not (_is_number(p) and 0<p<1): raise ValueError(f"p={p!r} must lie between 0 and 1.")
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed>=0): raise ValueError(f"seed={seed!r} must be an integer of 0 or more, or None.")
         store_attr()
         self._entropy = seed
         self._init_state()

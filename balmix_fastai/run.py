@@ -202,7 +202,8 @@ def train_run(
         done = ckpt.load(learn) if resume else 0
         if not resume: (out/'pretrain'/'state.pth').unlink(missing_ok=True)
         if pretrain and not done:
-            learn.pretrain_contrastive(pretrain, lr, tfms=augmentation('simclr'), path=out/'pretrain', cbs=CheckFinite())
+            learn.pretrain_contrastive(pretrain, lr, tfms=augmentation('simclr'), path=out/'pretrain',
+                cbs=[CheckFinite(), *([_PretrainLine()] if progress and not _show_bars() else [])])
             set_seed(seed) # here or after a resumed pre-training, training is the same
         fit_schedule(learn, schedule, epochs, lr, 'valid_loss' if metric=='last' else metric, done, ckpt.rows, [ckpt, CheckFinite(), *L(cbs)])
     if rank_distrib(): return
@@ -252,7 +253,11 @@ def _bars_or_lines(learn):
         with learn.no_bar(): yield
     finally: learn.logger = logger
 
-# %% ../nbs/run.ipynb #c37a3796
+# %% ../nbs/run.ipynb #0eece570
+class _PretrainLine(Callback):
+    order = 63 # after `Checkpoint` (62)
+    def after_epoch(self): print(f"pre-training, epoch {self.learn.epoch}  loss {self.recorder.log[1]:.4f}", flush=True)
+
 def _fastai_mixup(alpha, **kwargs): return MixUp(alpha)
 _mixers = dict(balanced_mixup=BalancedMixUp, mixup=_fastai_mixup, remix=ReMix, mamix=MAMix, unimix=UniMix,
     cutmix=BalancedCutMix, manifold=BalancedManifoldMixUp)

@@ -410,18 +410,19 @@ def test_active_sampler_draws_each_equally():
 
 # ---- as a run
 
-whole_method = dict(arch='small_cnn', pretrain=2, sampling='flexible', epochs=5, lr=5e-3, size=None, augment='none', tta='none', metric='last', progress=False)
+whole_method = dict(arch='small_cnn', pretrain=2, sampling='flexible', epochs=5, lr=5e-3, size=None, augment='fastai', tta='none', metric='last', progress=False)
 
-@pytest.mark.parametrize('at', ['pre-training', 'training'])
+@pytest.mark.parametrize('at', ['pre-training', 'between', 'training'])
 def test_run_resumes_in_either_stage(tmp_path, at, monkeypatch):
     whole = train_run(data, tmp_path/'whole', **whole_method)
-    after = Checkpoint.after_epoch
+    event = 'before_epoch' if at=='between' else 'after_epoch'
+    there = getattr(Checkpoint, event)
     def stop(self):
-        after(self)
+        there(self)
         if (self.path.name=='pretrain')==(at=='pre-training') and self.learn.epoch==0: raise KeyboardInterrupt
-    monkeypatch.setattr(Checkpoint, 'after_epoch', stop)
-    with pytest.raises(KeyboardInterrupt): train_run(data, tmp_path/'cut', **whole_method)
-    monkeypatch.setattr(Checkpoint, 'after_epoch', after)
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, event, stop)
+        with pytest.raises(KeyboardInterrupt): train_run(data, tmp_path/'cut', **whole_method)
     again = train_run(data, tmp_path/'cut', resume=True, **whole_method)
     assert {k:v for k,v in again.items() if k!='seconds'}=={k:v for k,v in whole.items() if k!='seconds'}
     assert (tmp_path/'cut'/'predictions.csv').read_text()==(tmp_path/'whole'/'predictions.csv').read_text()

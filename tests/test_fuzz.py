@@ -4,6 +4,7 @@ from hypothesis import given, settings, strategies as st
 from fastai.basics import L, TfmdDL, tensor
 from balmix_fastai.sampling import *
 from balmix_fastai.data import get_labels
+from balmix_fastai.flexible import *
 from balmix_fastai.losses import *
 from balmix_fastai.metrics import *
 from balmix_fastai.mixers import *
@@ -170,3 +171,32 @@ def test_holm(p):
 def test_wilson(k, n):
     ends = tried(lambda: wilson(k, n), 'k', 'n')
     if ends is not None: assert all(np.all(np.isnan(o) | (o>=0) & (o<=1)) for o in ends) and np.all(~(ends[0]>ends[1]))
+
+@fuzz(array, number, whole)
+def test_anchor_counts(counts, s, least):
+    a = tried(lambda: anchor_counts(counts, s, least), 'counts', 's=', 'least=')
+    if a is None: return
+    n = np.asarray(counts, dtype=np.float64)
+    assert a.shape==n.shape and (a<=n).all() and (a[n>=1]>0).all()
+
+@fuzz(array, array, whole)
+def test_query_counts(accs, left, n):
+    q = tried(lambda: query_counts(accs, left, n), 'accs', 'left', 'n=')
+    if q is None: return
+    left = np.asarray(left, dtype=np.float64)
+    assert (q>=0).all() and (q<=left).all() and q.sum()==min(n, left.sum())
+
+@fuzz(array, array, number)
+def test_difficulty_probs(accs, counts, floor):
+    p = tried(lambda: difficulty_probs(accs, counts, floor), 'accs', 'counts', 'floor')
+    assert p is None or is_share(p, counts)
+
+@fuzz(array, array, array)
+def test_nearest_to_mean(feats, labels, n):
+    i = tried(lambda: nearest_to_mean(feats, labels, n), 'feats', 'labels', 'n ', 'n=')
+    if i is not None: assert np.bincount(np.asarray(labels, dtype=int)[i], minlength=len(n)).tolist()==[int(o) for o in n]
+
+@fuzz(odd, odd, odd, odd, odd, odd, odd)
+def test_flexible_is_made_or_refused(s, warmup, patience, query, passes, p, seed):
+    cb = tried(lambda: FlexibleSampling(s, warmup, patience, query, passes, p, seed=seed), 's=', 'warmup=', 'patience=', 'query=', 'passes=', 'p=', 'seed=')
+    assert cb is None or 0<cb.s<=1 and 0<=cb.warmup<1 and 0<=cb.patience<1 and 0<cb.query<=1 and cb.passes>=2 and 0<cb.p<1

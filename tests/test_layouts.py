@@ -7,6 +7,7 @@ from PIL import Image
 from balmix_fastai import layouts as lay
 from balmix_fastai.datasets import from_npz
 from balmix_fastai.layouts import cifar_lt, eyepacs, hyper_kvasir, isic2019_lt, layouts, longtail_counts, medmnist, messidor2, read_layout
+from balmix_fastai.study import read_study
 
 names10 = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 
@@ -456,6 +457,23 @@ def test_real_isic_lists_shrunk(data_dir, tmp_path):
         for i,n in enumerate(some): _save(tmp_path/'images'/n, i)
     ims = isic2019_lt(tmp_path, differ='ignore').check(progress=False)
     assert [len(o) for o in ims.splits.values()]==[259,10,20] and any('_downsampled' in n for n in ims.names)
+
+@pytest.mark.parametrize('arm', ['CB-focal, class', 'GRW 1.2', 'Flexible + Balanced-MixUp .2', 'difficulty'])
+def test_isic_lists_train(data_dir, tmp_path, arm):
+    "The shipped names with drawn images, by arms of the bundled study"
+    if not (d := data_dir/'isic2019_lt').is_dir(): pytest.skip('BALMIX_DATA has no isic2019_lt')
+    (tmp_path/'8-class').mkdir()
+    (tmp_path/'8-class'/'dic.npy').write_bytes((d/'8-class'/'dic.npy').read_bytes())
+    for part,step in (('train', 40), ('val', 10), ('test', 20)):
+        some = np.load(d/'8-class'/f'{part}_100.npy')[::step]
+        np.save(tmp_path/'8-class'/f'{part}_100.npy', some)
+        for i,n in enumerate(some): _save(tmp_path/'images'/n, i, 16)
+    stages = dict(pretrain=1, epochs=2) if 'Flexible' in arm else dict(epochs=3)
+    study = read_study('isic2019-lt', tmp_path, [arm], 1, dict(differ='ignore'), arch='small_cnn', pretrained=False, head='fastai', size=16, bs=32)
+    study.arms = {arm: dict(study.arms[arm], **stages)}
+    assert study.run(tmp_path/'out', progress=False)=={}
+    res = study.results(tmp_path/'out', n_boot=40)
+    assert len(res.runs)==1 and np.isfinite(res.runs.balanced_accuracy).all() and (tmp_path/'out'/'predictions.npz').exists()
 
 # MedMNIST
 

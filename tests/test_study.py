@@ -32,7 +32,8 @@ def test_every_bundled_study_can_be_built(digits, data_dir, monkeypatch):
     "Its arms, protocol and table, on stand-ins of a small set where the data is the user's"
     import balmix_fastai.study as st
     monkeypatch.setenv('BALMIX_DATA', str(data_dir))
-    assert set(studies)=={'digits','digits-methods','retinamnist','retinamnist-methods','retinamnist-pool','cifar10-lt','cifar10-lt-methods','isic2019-lt','paper-eyepacs','paper-kvasir'}
+    assert set(studies)=={'digits','digits-methods','retinamnist','retinamnist-methods','retinamnist-pool','retinamnist-flexible',
+        'cifar10-lt','cifar10-lt-methods','cifar10-lt-flexible','isic2019-lt','paper-eyepacs','paper-kvasir'}
     read = st.read_layout
     def stand_in(name, path=None, **kw):
         if name in ('digits','retinamnist'): return read(name, path, **kw)
@@ -46,8 +47,9 @@ def test_every_bundled_study_can_be_built(digits, data_dir, monkeypatch):
         assert s.reference in s.arms
         if name=='retinamnist-pool': continue
         assert s.reference=='instance' and s.arms['instance']['alpha']==0
-        if name.endswith('-methods'): continue
-        assert len(s.arms)==9 and [o['alpha'] for a,o in s.arms.items() if a.startswith('Balanced')]==[.1,.2,.3]
+        if name.endswith('-flexible'): assert len({o['epochs']+o.get('pretrain', 0) for o in s.arms.values()})==1 # equal steps
+        if name.endswith(('-methods','-flexible')): continue
+        assert len(s.arms)==(21 if name=='isic2019-lt' else 9) and [o['alpha'] for a,o in s.arms.items() if a.startswith('Balanced')]==[.1,.2,.3]
         for rows in s.paper.values(): assert set(rows)<=set(s.arms) and all(len(v)==len(s.table) for v in rows.values())
     assert len(read_study('paper-kvasir', 'x').sets)==5
 
