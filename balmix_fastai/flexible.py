@@ -374,6 +374,7 @@ def plot(self:FlexibleSampling,
     for q in np.unique(self.entered[self.entered>e[0]]):
         for ax in axs: ax.axvline(q, color='.6', lw=.8, ls='--', zorder=0)
     axs[0].set(yscale='log', ylabel='images that are trained on', xlabel='epoch')
+    for ax in axs: ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     for axis in (axs[0].yaxis.set_major_formatter, axs[0].yaxis.set_minor_formatter): axis('{x:g}')
     axs[1].set(ylabel='accuracy on validation', xlabel='epoch', ylim=(-.03,1.03))
     if k<=16: fig.legend(loc='outside right center', fontsize=8, frameon=False)

@@ -224,6 +224,7 @@ def train_run(
 def _named_images(data):
     "Where an image cannot be read, say which"
     try: yield
+    except NotWritten: raise
     except (OSError, SyntaxError) as e: # Pillow's
         try: data.check(progress=False)
         except ValueError as named: raise named from e
