@@ -286,10 +286,10 @@ class FlexibleSampling(_ClassAccuracy):
         super()._init_state()
         self.entered = self.anchors = self._ids = None
 
-    def state_dict(self): return dict(accs=self.accs, entered=self.entered, anchors=self.anchors)
+    def state_dict(self): return dict(accs=self.accs, entered=self.entered, anchors=self.anchors, entropy=self._entropy)
     def _load(self, state):
         super()._load(state)
-        self.entered,self.anchors = state['entered'],state['anchors']
+        self.entered,self.anchors,self._entropy = state['entered'],state['anchors'],state['entropy']
 
 # %% ../nbs/flexible.ipynb #99a18909
 @patch

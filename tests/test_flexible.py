@@ -270,6 +270,12 @@ def test_resumed_fit_is_the_uninterrupted_one(tmp_path):
     assert (a.entered==b.entered).all() and np.array_equal(a.accs, b.accs) and (a.anchors==b.anchors).all()
     assert len(np.unique(a.entered))>2 # there were queries before and after
 
+def test_unseeded_stream_goes_on():
+    _,a = flexible(1, seed=None)
+    b = FlexibleSampling()
+    b.load_state_dict(a.state_dict())
+    assert b._entropy==a._entropy is not None and (b.entered==a.entered).all()
+
 def test_same_with_workers():
     def run(workers):
         learn = learner(data.dataloaders(bs=32, seed=0, device='cpu', workers=workers))
@@ -412,9 +418,13 @@ def test_active_sampler_draws_each_equally():
 
 whole_method = dict(arch='small_cnn', pretrain=2, sampling='flexible', epochs=5, lr=5e-3, size=None, augment='fastai', tta='none', metric='last', progress=False)
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory): # a run that nothing has interrupted: what it returns, and its predictions
+    out = tmp_path_factory.mktemp('whole')
+    return train_run(data, out, **whole_method),(out/'predictions.csv').read_text()
+
 @pytest.mark.parametrize('at', ['pre-training', 'between', 'training'])
-def test_run_resumes_in_either_stage(tmp_path, at, monkeypatch):
-    whole = train_run(data, tmp_path/'whole', **whole_method)
+def test_run_resumes_in_either_stage(tmp_path, at, monkeypatch, whole):
     event = 'before_epoch' if at=='between' else 'after_epoch'
     there = getattr(Checkpoint, event)
     def stop(self):
@@ -424,16 +434,15 @@ def test_run_resumes_in_either_stage(tmp_path, at, monkeypatch):
         m.setattr(Checkpoint, event, stop)
         with pytest.raises(KeyboardInterrupt): train_run(data, tmp_path/'cut', **whole_method)
     again = train_run(data, tmp_path/'cut', resume=True, **whole_method)
-    assert {k:v for k,v in again.items() if k!='seconds'}=={k:v for k,v in whole.items() if k!='seconds'}
-    assert (tmp_path/'cut'/'predictions.csv').read_text()==(tmp_path/'whole'/'predictions.csv').read_text()
+    assert {k:v for k,v in again.items() if k!='seconds'}=={k:v for k,v in whole[0].items() if k!='seconds'}
+    assert (tmp_path/'cut'/'predictions.csv').read_text()==whole[1]
     assert sorted(o.name for o in (tmp_path/'cut'/'pretrain').iterdir())==['log.csv']
 
-def test_run_pretrains_anew_without_resume(tmp_path):
-    train_run(data, tmp_path, **whole_method)
-    first = (tmp_path/'predictions.csv').read_text()
+def test_run_pretrains_anew_without_resume(tmp_path, whole):
+    (tmp_path/'pretrain').mkdir()
     (tmp_path/'pretrain'/'state.pth').write_bytes(b'of another run')
     train_run(data, tmp_path, **whole_method)
-    assert (tmp_path/'predictions.csv').read_text()==first
+    assert (tmp_path/'predictions.csv').read_text()==whole[1]
 
 @pytest.mark.parametrize('kw,msg', [(dict(pretrain=-1), 'pretrain=-1'), (dict(pretrain=1.5), 'pretrain=1.5'), (dict(pretrain=2, lr='find'), 'give lr a number'),
     (dict(sampling='flexible', partners='pool'), 'do not go together')])
