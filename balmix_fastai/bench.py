@@ -364,7 +364,7 @@ class BenchResults:
         "The table"
         def line(r):
             rng = '' if not np.isfinite(getattr(r, 'low', np.nan)) else f' ({r.low:.2f} to {r.high:.2f})'
-            ok = '' if r.goal is None or np.isnan(r.goal) else ('met' if (r.ratio>=r.goal if r.more_is_better is True else r.ratio<=r.goal) else 'missed')
+            ok = '' if r.goal is None or np.isnan(r.goal) or np.isnan(r.ratio) else ('met' if (r.ratio>=r.goal if r.more_is_better is True else r.ratio<=r.goal) else 'missed')
             return {'':r.what, 'measured':r.ours, 'against':r.against, 'ratio':f'{r.ratio:.2f}{rng}', 'goal':'' if not ok else f"{'at least' if r.more_is_better is True else 'at most'} {r.goal:g}: {ok}"}
         return pd.DataFrame([line(r) for r in self.rows.itertuples()]).set_index('')
 

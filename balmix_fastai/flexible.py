@@ -17,7 +17,7 @@ from fastai.callback.schedule import *
 from .sampling import *
 from .sampling import _as_counts, _as_floats, _as_ids, _is_number
 from .data import *
-from .data import _check_plain, _ids_counts, _resampled, _unwrap, _vocab
+from .data import _as_indices, _check_plain, _ids_counts, _resampled, _unwrap, _vocab
 from .heads import *
 from .schedule import _ScheduledSampling
 from .checkpoint import *
@@ -43,7 +43,7 @@ class NTXentLoss(Module):
 class _Twice(PairedDL):
     "Each item of the loader `dl` as a pair with itself, loaded and transformed twice"
     def __init__(self, dl): super().__init__(dl, None)
-    def get_idxs(self): return np.repeat(np.array(list(self.dl.get_idxs()), dtype=np.int64)[:,None], 2, axis=1)
+    def get_idxs(self): return np.repeat(_as_indices(self.dl.get_idxs())[:,None], 2, axis=1)
 
 class _TwoViews(Callback):
     "Both views of each image as one batch, and no validation"
