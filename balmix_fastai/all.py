@@ -15,6 +15,7 @@ from .flexible import *
 from .tta import *
 from .posthoc import *
 from .report import *
+from .show import *
 from .datasets import *
 from .layouts import *
 from .protocol import *

@@ -420,8 +420,20 @@ def _class_ticks(ax, vocab, axis='x', most=30):
     getattr(ax, f'set_{axis}ticks')(at, names)
     if axis=='x' and sum(map(len, names))>30: plt.setp(ax.get_xticklabels(), rotation=90)
 
+def _figure(ax, width, height):
+    "The figure and axes to draw in"
+    if ax is not None: return ax.figure,ax
+    fig,ax = plt.subplots(figsize=(width, height), layout='constrained')
+    plt.close(fig) # the caller shows what is returned, once
+    return fig,ax
+
+# %% ../nbs/report.ipynb #b23991e0
 @patch
-def _plot_recall(self:ImbalanceReport, ax):
+def plot_recall(self:ImbalanceReport,
+    ax=None # Axes to draw in; `None` makes a figure
+): # matplotlib `Figure`
+    "Recall of each class with its interval, coloured by many, medium and few shot; dashed the mean"
+    fig,ax = _figure(ax, min(max(4, 2+.3*len(self.vocab)), 10), 3.2)
     pc,x = self.per_class,np.arange(len(self.vocab))
     for name,col in [(None,'#0072b2')] if self.shot is None else _shot_cols.items():
         i = x if name is None else x[self.shot==name]
@@ -433,10 +445,14 @@ def _plot_recall(self:ImbalanceReport, ax):
     ax.axhline(pc.recall.mean(), color='.6', lw=.8, ls='--', zorder=0)
     ax.set(ylim=(-.03,1.03), xlim=(-.6, len(x)-.4), ylabel=f'recall, {100*self.level:g} % interval')
     _class_ticks(ax, self.vocab)
+    return fig
 
-# %% ../nbs/report.ipynb #30ab4a18
 @patch
-def _plot_reliability(self:ImbalanceReport, ax):
+def plot_reliability(self:ImbalanceReport,
+    ax=None # Axes to draw in; `None` makes a figure
+): # matplotlib `Figure`
+    "Accuracy of the guesses by their probability, with intervals; bars are shares of the items"
+    fig,ax = _figure(ax, 3.8, 3.8)
     conf = self.probs.max(1)
     at = _bin(conf, self.bins)
     n = np.bincount(at, minlength=self.bins)
@@ -449,10 +465,15 @@ def _plot_reliability(self:ImbalanceReport, ax):
     ax.plot(mean, hit/n[has], 'o', ms=4, color='#0072b2', label='accuracy')
     ax.set(xlim=(0,1), ylim=(0,1.03), xlabel='probability of the guess')
     ax.legend(frameon=False, fontsize=8, ncols=2, loc='lower left', bbox_to_anchor=(0,1), borderaxespad=.2, handletextpad=.3)
+    return fig
 
-# %% ../nbs/report.ipynb #bf300d4e
+# %% ../nbs/report.ipynb #1a87f26b
 @patch
-def _plot_confusion(self:ImbalanceReport, ax):
+def plot_confusion(self:ImbalanceReport,
+    ax=None # Axes to draw in; `None` makes a figure
+): # matplotlib `Figure`
+    "Confusion matrix, as shares of each true class"
+    fig,ax = _figure(ax, min(max(3.5, 2+.3*len(self.vocab)), 9), min(max(3.3, 1.8+.3*len(self.vocab)), 8.8))
     k = len(self.vocab)
     cm = np.bincount(self.targs*k+self.guess, minlength=k*k).reshape(k, k)
     share = np.divide(cm, cm.sum(1, keepdims=True), out=np.zeros((k,k)), where=cm.sum(1, keepdims=True)>0)
@@ -463,6 +484,7 @@ def _plot_confusion(self:ImbalanceReport, ax):
     ax.set(xlabel='guess', ylabel='truth')
     _class_ticks(ax, self.vocab)
     _class_ticks(ax, self.vocab, 'y')
+    return fig
 
 @patch
 def plot(self:ImbalanceReport): # matplotlib `Figure`
@@ -470,9 +492,9 @@ def plot(self:ImbalanceReport): # matplotlib `Figure`
     wide = len(self.vocab)>15
     layout,size = ('aa;bc', (12,9)) if wide else ('abc', (13,4.2))
     fig,axs = plt.subplot_mosaic(layout, figsize=size, layout='constrained', height_ratios=[1,1.6] if wide else None)
-    self._plot_recall(axs['a'])
-    self._plot_reliability(axs['b'])
-    self._plot_confusion(axs['c'])
+    self.plot_recall(axs['a'])
+    self.plot_reliability(axs['b'])
+    self.plot_confusion(axs['c'])
     fig.suptitle(self.title)
     return fig
 

@@ -1,0 +1,173 @@
+"Pictures: what they show, for 2 and for 100 classes, and that looking changes nothing"
+from copy import deepcopy
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from fastai.data.core import DataLoaders
+from fastai.callback.schedule import SchedLin
+from fastai.layers import Flatten
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import set_seed
+from balmix_fastai.metrics import shot_groups
+from balmix_fastai.mixers import *
+from balmix_fastai.mixup import BalancedMixUp
+from balmix_fastai.prior import prior_table
+from balmix_fastai.sampling import class_probs
+from balmix_fastai.schedule import *
+from balmix_fastai.show import *
+
+def images(counts, size=8, n_inp=1, bs=10):
+    "Loaders of flat images whose grey level tells the class"
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = torch.tensor(y/max(1, len(counts)-1)).float()[:,None,None,None].expand(-1, 3, size, size).clone()
+    ds = TensorDataset(*[x]*n_inp, torch.tensor(y))
+    ds.n_inp = n_inp
+    return DataLoaders.from_dsets(ds, ds, bs=bs, num_workers=0)
+
+def learner(counts, cbs, **kwargs): return Learner(images(counts, **kwargs), nn.Sequential(Flatten(), nn.LazyLinear(len(counts))), CrossEntropyLossFlat(), cbs=cbs)
+
+long_tail = [int(500*.01**(i/99)) for i in range(100)]
+
+@pytest.fixture(autouse=True)
+def no_open_figure():
+    "A picture that is returned is not also left open, which would show it twice"
+    yield
+    assert not plt.get_fignums()
+
+@pytest.mark.parametrize('counts', [[90,10], long_tail, [3,0,9], [7]])
+def test_bars_are_counts_in_falling_order(counts):
+    ax = plot_class_counts(counts).axes[0]
+    bars = sorted((p.get_x()+p.get_width()/2, p.get_y()+p.get_height()) for p in ax.patches)
+    have = sorted((c for c in counts if c), reverse=True)
+    assert ax.get_yscale()=='log'
+    np.testing.assert_allclose([h for _,h in bars], have)
+    np.testing.assert_allclose([x for x,_ in bars], np.arange(len(have)), atol=1e-9)
+
+@pytest.mark.parametrize('counts', [[90,10], long_tail])
+def test_groups_are_those_of_shot_groups(counts):
+    labels = [t.get_text() for t in plot_class_counts(counts).axes[0].get_legend().get_texts()]
+    for group,n in zip(*np.unique(shot_groups(counts), return_counts=True)): assert any(o.startswith(group) and o.endswith(f'({n})') for o in labels)
+
+def test_tick_labels_do_not_overlap_with_many_classes():
+    fig = plot_class_counts(long_tail, [f'class number {i}' for i in range(100)])
+    fig.canvas.draw()
+    boxes = [t.get_window_extent() for t in fig.axes[0].get_xticklabels() if t.get_text()]
+    assert len(boxes)>=10 and not any(a.overlaps(b) for a,b in zip(boxes, boxes[1:]))
+
+def test_a_resampling_loader_shows_what_it_draws():
+    dls = images([40,10]).balanced(q=0, seed=0)
+    drawn = [l for l in dls.show_class_counts().axes[0].lines if l.get_label()=='drawn per epoch']
+    np.testing.assert_allclose(drawn[0].get_ydata(), [25,25])
+    assert not images([40,10]).show_class_counts().axes[0].lines
+
+def test_density_integrates_to_one():
+    for a in (.1, .5, 1, 3):
+        lam,d = plot_lam(a).axes[0].lines[0].get_data()
+        assert abs(np.trapezoid(d, lam)+lam[0]**a-1)<.01 # the first part, left of the picture, in closed form
+
+@pytest.mark.parametrize('alphas', [[0], [-1], [np.nan], ['x']])
+def test_alpha_must_be_positive(alphas):
+    with pytest.raises(ValueError, match='alpha'): plot_lam(alphas)
+
+@pytest.mark.parametrize('counts', [[90,10], long_tail[:30]])
+def test_prior_lines_are_the_table(counts):
+    learn = learner(counts, BalancedMixUp(.2, seed=0))
+    order,t = np.argsort(-np.array(counts), kind='stable'),prior_table(learn)
+    lines = learn.plot_prior(preds=np.full((4,len(counts)), 1/len(counts))).axes[0].lines
+    assert len(lines)==3 # images, mixing, and the mean of predictions: the rest is equal to one of them
+    np.testing.assert_allclose(lines[1].get_ydata(), t.mixing.values[order])
+    np.testing.assert_allclose(lines[2].get_ydata(), 1/len(counts))
+
+def test_prior_wants_shares():
+    with pytest.raises(ValueError, match='shares must hold'): plot_prior(dict(images=[.5,-.5]))
+    with pytest.raises(ValueError, match='shares must hold'): plot_prior({})
+
+mixers = [BalancedMixUp(.2, seed=0), BalancedMixUp(.2, per_item=True, seed=0), BalancedMixUp(.2, partners='pool', seed=0), ReMix(seed=0), MAMix(seed=0),
+    BalancedMixUp(SchedLin(1., .1), q=SchedLin(0., 1.), start=.5, seed=0)]
+
+@pytest.mark.parametrize('cb', mixers, ids=lambda o: f'{type(o).__name__}-{o.per_item}-{o.partners}-{o.start}')
+def test_mixed_batch_is_the_mix_of_its_rows(cb):
+    learn = learner([40,10], deepcopy(cb))
+    image,partner,mixed = ([ax.images[0].get_array() for ax in row] for row in np.array(learn.show_mixed_batch(max_n=6, lam=.25).axes).reshape(3, 6))
+    for a,b,m in zip(image, partner, mixed): np.testing.assert_allclose(m, .75*a+.25*b, atol=1e-6)
+
+def test_unimix_and_cutmix_show_their_own_mix():
+    for cb in (UniMix(seed=0), BalancedCutMix(p=1, seed=0)): assert len(learner([40,10], cb).show_mixed_batch(max_n=3).axes)==9
+
+def test_looking_changes_no_training():
+    def losses(look):
+        set_seed(0)
+        learn = learner([40,10], BalancedMixUp(.2, seed=5))
+        if look:
+            state = learn.dls.train.rng.getstate()
+            learn.show_mixed_batch()
+            learn.plot_prior()
+            learn.show_exposure()
+            learn.plot_schedule(4)
+            learn.dls.train.rng.setstate(state)
+            set_seed(0)
+            learn = Learner(learn.dls, nn.Sequential(Flatten(), nn.LazyLinear(2)), CrossEntropyLossFlat(), cbs=learn.balanced_mix_up)
+        with learn.no_bar(), learn.no_logging(): learn.fit(2)
+        return learn.recorder.losses
+    np.testing.assert_array_equal(losses(False), losses(True))
+
+def test_what_cannot_be_shown_says_so():
+    with pytest.raises(ValueError, match='mixes nothing'): learner([40,10], None).show_mixed_batch()
+    with pytest.raises(ValueError, match='inside the network'): learner([40,10], BalancedManifoldMixUp(.2)).show_mixed_batch()
+    with pytest.raises(ValueError, match='lam=2'): learner([40,10], BalancedMixUp(.2)).show_mixed_batch(lam=2)
+    pts = TensorDataset(torch.randn(20, 2), torch.arange(20)%2)
+    learn = Learner(DataLoaders.from_dsets(pts, pts, bs=5, num_workers=0), nn.Linear(2,2), CrossEntropyLossFlat(), cbs=BalancedMixUp(.2))
+    with pytest.raises(ValueError, match='shows images'): learn.show_mixed_batch()
+
+def test_two_inputs_show_the_first_image(): assert len(learner([40,10], BalancedMixUp(.2, seed=0), n_inp=2).show_mixed_batch(max_n=2, lam=.5).axes)==6
+
+def test_exposure_adds_up():
+    learn = learner([400,90,10], BalancedMixUp(.3, q=.5, seed=0), bs=50)
+    t = exposure(learn)
+    for k in ('image','partner','weight'): assert abs((t[k]*t.images).sum()-500)<1e-9
+    np.testing.assert_allclose(t.partner*t.images/500, class_probs([400,90,10], .5))
+    np.testing.assert_allclose(t.weight, (t.image+.3*t.partner)/1.3)
+
+def test_exposure_counts_the_rest_that_is_dropped():
+    learn = learner([40,15], None, bs=10) # fastai drops the last, incomplete batch
+    assert abs((exposure(learn).image*[40,15]).sum()-50)<1e-9
+
+def test_exposure_of_an_absent_class_is_unknown():
+    dls = images([20,0,10])
+    learn = Learner(dls, nn.Linear(3,3), CrossEntropyLossFlat())
+    t = exposure(learn)
+    assert np.isnan(t.image[1]) and t.images[1]==0
+    learn.show_exposure()
+
+def test_regions_are_the_guesses_of_the_network():
+    set_seed(0)
+    pts = TensorDataset(torch.rand(40,2), (torch.arange(40)%4==0).long())
+    net = nn.Linear(2,2)
+    with torch.no_grad(): net.weight.copy_(torch.tensor([[9.,0],[-9.,0]])), net.bias.copy_(torch.tensor([-4.5,4.5]))
+    learn = Learner(DataLoaders.from_dsets(pts, pts, bs=8, num_workers=0), net, CrossEntropyLossFlat())
+    ax = learn.plot_regions(n=60).axes[0]
+    im,(left,right,*_) = ax.images[0].get_array(),ax.images[0].get_extent()
+    x = np.linspace(left, right, 60)
+    blue = im[30,:,2]>im[30,:,0] # class 0 is blue, class 1 orange
+    assert (blue[x>.55]).all() and not blue[x<.45].any()
+    assert net.training is False and sum(len(l.get_xdata()) for l in ax.lines)==40
+
+def test_schedule_leaves_the_sampler_as_it_was():
+    learn = Learner(images([40,10]).balanced(q=1, seed=0), nn.LazyLinear(2), CrossEntropyLossFlat(), cbs=[ProgressiveSampling(), DeferredReweighting(.5)])
+    t = schedule_table(learn, 4, points=2)
+    np.testing.assert_allclose(learn.dls.train.sampler.probs, [.8,.2])
+    assert learn.loss_func.func.weight is None and learn.deferred_reweighting._w is None
+    np.testing.assert_allclose(t.iloc[0,-2:].astype(float), [.8,.2])
+    assert t.iloc[-1,-1]>.5 # balanced sampling and weights for the rare class, together
+
+@pytest.mark.parametrize('kw', [dict(n_epoch=0), dict(n_epoch=2.5), dict(n_epoch=2, points=0)])
+def test_schedule_refuses(kw):
+    with pytest.raises(ValueError, match='n_epoch=|points='): schedule_table(learner([40,10], BalancedMixUp(.2)), **kw)
+
+def test_own_axes_are_drawn_into():
+    fig,ax = plt.subplots()
+    learn = learner([40,10], BalancedMixUp(.2))
+    for f in (lambda: plot_class_counts([3,1], ax=ax), lambda: plot_lam(ax=ax), lambda: learn.plot_prior(ax=ax), lambda: learn.show_exposure(ax=ax), lambda: learn.dls.show_class_counts(ax=ax)):
+        assert f() is fig
+    plt.close(fig)
