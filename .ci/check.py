@@ -3,7 +3,7 @@ import os, shutil, subprocess, sys, sysconfig, tempfile, time
 from pathlib import Path
 
 root,bins = Path(__file__).resolve().parents[1],Path(sys.executable).parent
-parts = 'nbs balmix_fastai tests .ci settings.ini setup.py pyproject.toml README.md LICENSE CHANGELOG.md'.split()
+parts = 'nbs balmix_fastai tests .ci settings.ini setup.py pyproject.toml README.md LICENSE CHANGELOG.md CITATION.cff'.split()
 # One thread each: the networks here are tiny, and threads of two processes that share the cores wait for each other 20 times longer than they work
 env = {k:v for k,v in os.environ.items() if k!='PYTHONPATH'} | dict(MPLBACKEND='Agg', OMP_NUM_THREADS='1')
 
@@ -93,6 +93,16 @@ def wheel(
     missing = [ext for ext in ('csv','png') if not any(p.stat().st_size for p in (work/'demo').rglob(f'*.{ext}'))]
     if missing: raise Failed(f"balmix-demo wrote no {' and no '.join(missing)} file")
     print(f'{whl.name}: imports as {ver}, balmix-demo wrote its table and picture, balmix-study found its studies')
+
+@step('run `make docs` and look at the page named above')
+def site(tmp):
+    "The site builds without a warning, and works in a browser."
+    src = copy(tmp/'src')
+    run(sys.executable, src/'.ci/docs.py', '--strict', cwd=src)
+    has = env.get('CHROMIUM') or any(map(shutil.which, ('chromium','chromium-browser','google-chrome')))
+    if has: run(sys.executable, '-m', 'pytest', '-q', '-n', 'auto', '-p', 'no:cacheprovider', '-c', os.devnull, '--rootdir', src, src/'.ci/test_site.py', cwd=tmp)
+    elif env.get('CI'): raise Failed('Chromium is missing: install it, or let CHROMIUM name it')
+    else: print('   no Chromium on the path or in CHROMIUM: the site was built, but not opened in a browser')
 
 @step('') # pytest says it all, and its closing line ends the output
 def tests(tmp): run(sys.executable, '-m', 'pytest', '-n', 'auto', '--dist', 'worksteal')

@@ -1,5 +1,5 @@
 "Build the docs site into _docs/ with smalldocs, from the pages nbdev stages for Quarto in _proc/; --strict fails on a warning."
-import io, os, re, shutil, sys
+import hashlib, io, os, re, shutil, subprocess, sys, tarfile, tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from nbdev import doclinks
@@ -7,10 +7,53 @@ from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from smalldocs.check import check
+from smalldocs.layout import KATEX
 from smalldocs.site import build
 
 root = Path(__file__).resolve().parents[1]
 known = 'format-links','commonmark','keep-md','output-file' # keys that only Quarto reads
+katex = 'katex@0.16.11','8c5494c5f7d8e8bf73ff3fe64d4bd09a340e4878b7eec9bbd9ef8d8f3e24193f' # the version that smalldocs asks for, and its tarball's SHA-256
+
+class NoKatex(Exception): pass
+
+def katex_dist(): # Folder with katex.min.js, katex.min.css, contrib/ and fonts/
+    "KaTeX from its npm package, fetched once and kept in the environment"
+    dest = Path(sys.prefix)/'share'/katex[0].replace('@', '-')
+    if dest.is_dir(): return dest
+    if not shutil.which('npm'): raise NoKatex('KaTeX, which draws the maths, comes from npm: install Node.js with npm')
+    with tempfile.TemporaryDirectory() as d:
+        p = subprocess.run(['npm', 'pack', '--silent', katex[0]], cwd=d, capture_output=True, text=True)
+        if p.returncode: raise NoKatex(f'`npm pack {katex[0]}` failed: {p.stderr.strip() or p.stdout.strip()}')
+        tar = next(Path(d).glob('*.tgz'))
+        if hashlib.sha256(tar.read_bytes()).hexdigest()!=katex[1]: raise NoKatex(f'{tar.name} is not the file that was reviewed: its SHA-256 differs')
+        with tarfile.open(tar) as t: t.extractall(d, filter='data')
+        dist,new = Path(d)/'package/dist',Path(d)/'new'
+        for p in ['katex.min.js', 'katex.min.css', 'contrib/auto-render.min.js', *[f'fonts/{o.name}' for o in dist.glob('fonts/*.woff2')]]:
+            (new/p).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(dist/p, new/p)
+        shutil.copy(Path(d)/'package/LICENSE', new)
+        dest.parent.mkdir(exist_ok=True)
+        shutil.copytree(new, dest)
+    return dest
+
+def serve_katex(
+    site, # Folder of the built site
+):
+    "Point the pages to a KaTeX of the site's own"
+    for p in site.rglob('*.html'):
+        txt = p.read_text(encoding='utf-8')
+        if KATEX not in txt: continue
+        if not (site/'site_libs/katex').exists(): shutil.copytree(katex_dist(), site/'site_libs/katex')
+        p.write_text(txt.replace(KATEX, '../'*(len(p.relative_to(site).parts)-1)+'site_libs/katex'), encoding='utf-8')
+
+def own_fonts(
+    site, # Folder of the built site
+):
+    "Leave out the themes' web fonts: the next in their list are those of the reader's system"
+    for p in site.rglob('*.css'):
+        txt = p.read_text(encoding='utf-8')
+        new = re.sub(r'@import\s+url\(["\']?https://fonts\.googleapis\.com/[^)]*\);', '', txt)
+        if new!=txt: p.write_text(new, encoding='utf-8')
 
 def remote_assets(
     site, # Folder of the built site
@@ -32,12 +75,14 @@ def main(
     cfg,cache = get_config(),proc_nbs(force=True)
     build(cache, quiet=True)
     with redirect_stdout(io.StringIO()) as out: check(cache)
-    bad = [l for l in out.getvalue().splitlines() if not any(k in l for k in known)]
-    for l in bad: print(f'warning: {l}')
+    bad = [l for l in out.getvalue().splitlines() if re.search(r'\.(ipynb|md|yml)\b', l) and not any(k in l for k in known)]
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(cache/cfg.doc_path.name, cfg.doc_path)
-    remote = remote_assets(cfg.doc_path)
-    for o in remote: print(f'fetched from elsewhere by a page: {o}')
+    own_fonts(cfg.doc_path)
+    try: serve_katex(cfg.doc_path)
+    except NoKatex as e: bad.append(f'{e}; pages with maths fetch it from elsewhere')
+    bad += [f'fetched from elsewhere by a page: {o}' for o in remote_assets(cfg.doc_path)]
+    for l in bad: print(f'warning: {l}')
     print(f'The site is in {cfg.doc_path.name}/: {len(list(cfg.doc_path.rglob("*.html")))} pages')
     return int(strict and bool(bad))
 

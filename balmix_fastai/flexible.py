@@ -8,8 +8,9 @@ Docs: https://balmix.github.io/balmix_fastai/flexible.html.md"""
 __all__ = ['NTXentLoss', 'anchor_counts', 'nearest_to_mean', 'query_counts', 'bald', 'uncertainty', 'FlexibleSampling',
            'difficulty_probs', 'DifficultySampling']
 
-# %% ../nbs/flexible.ipynb #ce004cd5
+# %% ../nbs/flexible.ipynb #8647245a
 import contextlib, matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 from fastai.basics import *
 from fastai.callback.progress import *
 from fastai.callback.schedule import *
@@ -375,7 +376,9 @@ def plot(self:FlexibleSampling,
         for ax in axs: ax.axvline(q, color='.6', lw=.8, ls='--', zorder=0)
     axs[0].set(yscale='log', ylabel='images that are trained on', xlabel='epoch')
     for ax in axs: ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    for axis in (axs[0].yaxis.set_major_formatter, axs[0].yaxis.set_minor_formatter): axis('{x:g}')
+    axs[0].yaxis.set_major_locator(LogLocator(subs=(1,2,5)))
+    axs[0].yaxis.set_major_formatter('{x:g}')
+    axs[0].yaxis.set_minor_formatter(NullFormatter())
     axs[1].set(ylabel='accuracy on validation', xlabel='epoch', ylim=(-.03,1.03))
     if k<=16: fig.legend(loc='outside right center', fontsize=8, frameon=False)
     plt.close(fig)

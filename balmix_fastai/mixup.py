@@ -33,7 +33,7 @@ def _mix(a, b, lam):
     if not (isinstance(a, Tensor) and a.is_floating_point()):
         what = str(a.dtype) if isinstance(a, Tensor) else type(a).__name__
         raise ValueError(f"An input is {what}: there is nothing to interpolate between two such values. Images need `IntToFloatTensor` "
-            "(fastai's `ImageBlock` adds it); tabular data works with continuous inputs only; embed categories or tokens and mix the embeddings.")
+            "(fastai's `ImageBlock` adds it); tabular data works with continuous inputs only; embed categories or tokens and mix the embeddings, as BalancedManifoldMixUp(layer=...) does.")
     if a.shape!=b.shape: raise ValueError(f"An input has shape {tuple(a.shape)} but its partner {tuple(b.shape)}; "
         "give all items one size, for images with item_tfms=Resize(...).")
     if isinstance(lam, np.ndarray): lam = torch.as_tensor(lam, dtype=a.dtype, device=a.device).view(-1, *[1]*(a.ndim-1))

@@ -174,6 +174,7 @@ def _mix_once(learn, lam):
     ims = [base.after_batch.decode((o.as_subclass(type(x)),))[0].cpu() for o in (x, x1, probe.xb[at])]
     ids = cb._ids[cb._paired.pairs.T]
     lams = [np.broadcast_to(0. if cb._lam is None else o, ids.shape[1:]) for o in (cb._lam, cb._lam_y)]
+    if len(b)>m-1 and b[m-1].ndim>1: lams[1] = np.full(ids.shape[1:], np.nan) # several labels an item: `ids` only balances
     return ims,ids,lams,_vocab(base)
 
 # %% ../nbs/show.ipynb #3754db5d
@@ -181,6 +182,7 @@ def _short(name, n=12): return name if len(name)<=n else f'{name[:n-1]}…'
 
 def _soft_label(i, j, lam, names):
     "The label of a mix, its parts in the order of items and partners"
+    if np.isnan(lam): return ''
     if i==j or lam in (0,1): return _short(names[j if lam==1 else i])
     return f'{1-lam:.2f} {_short(names[i], 8)}\n{lam:.2f} {_short(names[j], 8)}'
 
@@ -189,14 +191,15 @@ def _soft_label(i, j, lam, names):
 def show_mixed_batch(self:Learner,
     max_n:int=8, # Images to show
     lam:float|None=None, # Weight of the partner, in [0,1], to see something; `None` draws it as training does
-    size:float=1.1 # Side of an image, in inches
+    size:float=1.1 # Shorter side of an image, in inches
 )->plt.Figure:
     "Images, their partners, and what enters the network, with $\\lambda$ and the label that results"
     if lam is not None and not (_is_number(lam) and 0<=lam<=1): raise ValueError(f"lam={lam!r} must lie in [0,1], or be None to draw it.")
     ims,ids,(lams,lams_y),v = _mix_once(self, lam)
     n = min(max_n, len(ims[0]))
     names = [str(o) for o in (v if v else range(ids.max()+1))]
-    fig,axs = plt.subplots(3, n, figsize=((size+.1)*n+.4, 3*size+1.25), squeeze=False, layout='constrained')
+    h,w = ims[0].shape[-2:]
+    fig,axs = plt.subplots(3, n, figsize=((size*max(1, w/h)+.1)*n+.4, 3*size*max(1, h/w)+1.25), squeeze=False, layout='constrained')
     plt.close(fig)
     for row,batch in zip(axs, ims):
         for ax,im in zip(row, batch[:n]): show_image(im, ctx=ax, cmap='gray', vmin=0, vmax=255 if im.max()>2 else 1)

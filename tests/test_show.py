@@ -1,5 +1,6 @@
 "Pictures: what they show, for 2 and for 100 classes, and that looking changes nothing"
 from copy import deepcopy
+from functools import partial
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -25,7 +26,9 @@ def images(counts, size=8, n_inp=1, bs=10):
     ds.n_inp = n_inp
     return DataLoaders.from_dsets(ds, ds, bs=bs, num_workers=0)
 
-def learner(counts, cbs, **kwargs): return Learner(images(counts, **kwargs), nn.Sequential(Flatten(), nn.LazyLinear(len(counts))), CrossEntropyLossFlat(), cbs=cbs)
+def learner(counts, cbs, **kwargs):
+    dls = images(counts, **kwargs)
+    return Learner(dls, nn.Sequential(Flatten(), nn.LazyLinear(len(counts))), CrossEntropyLossFlat(), cbs=cbs)
 
 long_tail = [int(500*.01**(i/99)) for i in range(100)]
 
@@ -168,6 +171,5 @@ def test_schedule_refuses(kw):
 def test_own_axes_are_drawn_into():
     fig,ax = plt.subplots()
     learn = learner([40,10], BalancedMixUp(.2))
-    for f in (lambda: plot_class_counts([3,1], ax=ax), lambda: plot_lam(ax=ax), lambda: learn.plot_prior(ax=ax), lambda: learn.show_exposure(ax=ax), lambda: learn.dls.show_class_counts(ax=ax)):
-        assert f() is fig
+    for f in (partial(plot_class_counts, [3,1]), plot_lam, learn.plot_prior, learn.show_exposure, learn.dls.show_class_counts): assert f(ax=ax) is fig
     plt.close(fig)
