@@ -1,8 +1,6 @@
 "Draw the logo and the social card of the site into nbs/images/: a frequent class, a rare one, and both mixed."
-import sys
+import sys, matplotlib, numpy as np
 from pathlib import Path
-import matplotlib
-import numpy as np
 from fastai.torch_core import set_seed
 from balmix_fastai.datasets import read_images
 from balmix_fastai.mixup import BalancedMixUp

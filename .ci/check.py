@@ -1,6 +1,8 @@
 "The checks behind `make test`, in order, stopping at the first that fails. Names of steps as arguments run only those."
-import os, shutil, subprocess, sys, sysconfig, tempfile, time
+import os, re, shutil, subprocess, sys, sysconfig, tempfile, time, nbformat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from nbclient import NotebookClient
 
 root,bins = Path(__file__).resolve().parents[1],Path(sys.executable).parent
 parts = 'nbs balmix_fastai tests .ci settings.ini setup.py pyproject.toml README.md LICENSE CHANGELOG.md CITATION.cff'.split()
@@ -64,11 +66,33 @@ def readme(tmp):
 @step('change what chkstyle lists above (`chkstyle --fix PATH` changes some of it)')
 def style(tmp): run(bins/'chkstyle', '--show-rule', 'nbs', 'tests', 'setup.py', '.ci')
 
+pages = r'^(tutorial|howto)\.|^(index|contributing|changelog)\.'
+
 @step('run `nbdev-test nbs/NAME.ipynb --do-print` on the notebook named above')
 def notebooks(tmp):
-    "All notebooks run; those on real data only where it is."
-    skip = '^[_.]' if env.get('BALMIX_DATA') else r'^[_.]|^tutorial\.retina'
-    run(bins/'nbdev-test', '--n-workers', 2, '--skip-file-re', skip)
+    "The notebooks of the rooms and results run."
+    run(bins/'nbdev-test', '--n-workers', 2, '--skip-file-re', rf'^[_.]|{pages}')
+
+def in_kernel(
+    path, # Notebook
+): # What went wrong, or an empty string
+    "Run a notebook from top to bottom in a fresh kernel, as a reader would."
+    nb = nbformat.read(path, as_version=4)
+    for c in nb.cells:
+        if c.cell_type=='code' and re.search(r'^#\|\s*eval:\s*false', c.source, re.M): c.cell_type = 'raw'
+    try: NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
+    except Exception as e: return f'{path.name}: {e}'
+    return ''
+
+@step('run the notebook named above in Jupyter')
+def tutorials(tmp):
+    "Tutorials and how-tos run in a fresh kernel each; those on real data only where it is."
+    src = copy(tmp/'src')
+    names = [p for p in sorted((src/'nbs').glob('*.ipynb')) if re.search(pages, p.name) and (env.get('BALMIX_DATA') or p.name!='tutorial.retina.ipynb')]
+    os.environ.update(env)
+    with ThreadPoolExecutor(2) as pool: bad = [o for o in pool.map(in_kernel, names) if o]
+    if bad: raise Failed('\n'.join(bad))
+    print(f'   {len(names)} pages')
 
 @step('look at settings.ini, setup.py and balmix_fastai/cli.py')
 def wheel(

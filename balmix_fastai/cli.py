@@ -122,6 +122,7 @@ def balmix_train(
     folds:int=0, # Cross-validate with this many stratified folds
     valid_pct:float=None, # Share of the training images to validate on, if the data has no valid split; default 0.2
     valid_col:str=None, # For a CSV: true/false column that marks the validation rows
+    group:str=None, # For a CSV: column that names the patient (lesion, video) of each image; no division separates them
     ordinal:store_true=False, # Do the classes have an order, as grades do? Adds quadratic kappa and Kendall tau
     seed:int=0, # Seed of the split, weights, order and mixing
     tta:str='h', # Flips averaged in predictions: none, h, v or hv
@@ -137,7 +138,7 @@ def balmix_train(
     run = {k: config[k] for k in 'arch pretrained head mixer alpha partners pool_mb sampling pretrain loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
     run.update(lr=_number(lr), workers=workers, resume=resume)
     with _clear_errors():
-        imgs = read_images(data, **_reader_options(data, images, label, valid_col))
+        imgs = read_images(data, **_reader_options(data, images, label, valid_col, group))
         imgs.ordinal = imgs.ordinal or ordinal
         check_run(imgs.ordinal, **run)
         sets = _split(imgs, folds, valid_pct, seed)
@@ -183,10 +184,10 @@ def _number(s):
     try: return float(s)
     except ValueError: return s
 
-def _reader_options(data, images, label, valid_col):
+def _reader_options(data, images, label, valid_col, group):
     "Options that only a CSV has"
-    kw = {k:v for k,v in dict(images=images, label_col=label, valid_col=valid_col).items() if v is not None}
-    if kw and not str(data).endswith('.csv'): raise CliError(f"--images, --label and --valid-col are for a CSV, which {data} is not.")
+    kw = {k:v for k,v in dict(images=images, label_col=label, valid_col=valid_col, group_col=group).items() if v is not None}
+    if kw and not str(data).endswith('.csv'): raise CliError(f"--images, --label, --valid-col and --group are for a CSV, which {data} is not.")
     return kw
 
 # %% ../nbs/cli.ipynb #d5b29cba

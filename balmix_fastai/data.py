@@ -102,6 +102,7 @@ class BalancedDL(TfmdDL):
         if self.sampler is None or not self.shuffle: return super().get_idxs()
         return self.sampler.draw(self.n)
 
+    def __repr__(self): return f"{type(self).__name__} of {self.n} items, bs={self.bs}{'' if self.sampler is None else f', drawn by {self.sampler}'}"
     def sample(self): return _own_share(self)
 
     def new(self, dataset=None, cls=None, **kwargs):
@@ -293,6 +294,7 @@ class _WrappedDL(TfmdDL):
             persistent_workers=fake.persistent_workers, pin_memory_device=fake.pin_memory_device)
 
     def __len__(self): return len(self.dl)
+    def __repr__(self): return f'{type(self).__name__} around a {type(self.dl).__name__} of {self.n} items, bs={self.bs}'
     @property
     def n_inp(self): return self.dl.n_inp
     def sample(self): return _own_share(self)

@@ -367,17 +367,20 @@ def from_csv(
     csv:str|Path, # CSV file with a header, UTF-8, separated by commas
     images:str|Path|None=None, # Folder that the image column is relative to; `None` takes the folder of the CSV
     image_col:str|None=None, # Name of the column of images; `None` takes the first
-    label_col:str|None=None, # Name of the column of labels; `None` takes the last (other than `valid_col`)
+    label_col:str|None=None, # Name of the column of labels; `None` takes the last (other than `valid_col` and `group_col`)
     valid_col:str|None=None, # Name of a column that is true for validation images; `None`: no validation part
+    group_col:str|None=None, # Name of a column that says what each image was taken of, such as the patient; `None`: unknown
     vocab=None, # Labels in the order of the class ids; `None` sorts them, numbers as numbers
     ordinal:bool=False # Does the order of the labels mean something?
 )->ImageSet: # `names` are the cells of the image column
     "Read a CSV that lists images and labels"
     path = Path(csv)
     head,rows = _csv_rows(path)
-    v = _column(head, valid_col, None, 'valid_col')
-    x,y = _column(head, image_col, 0, 'image_col'),_column(head, label_col, len(head)-1-(v==len(head)-1), 'label_col')
-    if len({x, y, v})<3: raise ValueError(f"image, label and validation columns must differ; they are {[head[i] for i in (x, y, v) if i is not None]}.")
+    v,g = _column(head, valid_col, None, 'valid_col'),_column(head, group_col, None, 'group_col')
+    last = max((i for i in range(len(head)) if i not in (v, g)), default=0)
+    x,y = _column(head, image_col, 0, 'image_col'),_column(head, label_col, last, 'label_col')
+    cols = [o for o in (x, y, v, g) if o is not None]
+    if len({*cols})<len(cols): raise ValueError(f"image, label, validation and group columns must differ; they are {[head[i] for i in cols]}.")
     where = f" in column {head[y]!r} of {path.name}"
     _complain(f"Rows of {path.name} without an image", [f"row {i}" for i,r in rows if not r[x]], "Fill them in or remove the rows.")
     _complain(f"Missing labels{where}", [f"row {i} ({r[x]})" for i,r in rows if r[y].lower() in ('', 'nan')], "Fill them in or remove the rows.")
@@ -391,7 +394,7 @@ def from_csv(
     splits = dict(train=np.flatnonzero(~seen), valid=np.flatnonzero(seen))
     files = _find_files(path, rows, x, path.parent if images is None else Path(images))
     if v is not None and not all(map(len, splits.values())): raise ValueError(f"column {head[v]!r} of {path.name} puts all rows into one part; it needs both.")
-    return ImageSet(files, [ids[r[y]] for _,r in rows], vocab, [r[x] for _,r in rows], splits, ordinal)
+    return ImageSet(files, [ids[r[y]] for _,r in rows], vocab, [r[x] for _,r in rows], splits, ordinal, None if g is None else [r[g] for _,r in rows])
 
 def _find_files(csv, rows, x, root):
     "The file of each row, each listed once and there"

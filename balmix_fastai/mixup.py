@@ -46,7 +46,9 @@ def _mix_bytes(a, b, lam):
     for o,p,l in zip(x, x1, lams): o.mul_(1-l).add_(p*l)
     return a
 
-# %% ../nbs/mixup.ipynb #7a2e26a0
+# %% ../nbs/mixup.ipynb #31ec9c48
+def _named(v): return getattr(v, '__name__', repr(v)) if callable(v) else f'{v:g}'
+
 class PairedMixer(Callback):
     "Base of callbacks that mix each training batch with partners that come with it"
     run_valid,order = False,0 # order: before `GradientAccumulation` (6), `CastToTensor` (9) and `MixedPrecision` (10)
@@ -77,6 +79,7 @@ class PairedMixer(Callback):
         self.labels = self._ids = self._source = self._sampler = self._paired = self._yb1 = self._rng = self._pool = self._pool_state = self._active = None
         self._lams,self._lam,self._lam_y,self._epoch,self._pct,self._means = [],None,None,None,None,{}
 
+    def __repr__(self): return f"{type(self).__name__}(alpha={_named(self.alpha)}, q={_named(self.q)}{', per_item=True' if self.per_item else ''})"
     def __deepcopy__(self, memo):
         res = memo[id(self)] = object.__new__(type(self))
         res.__setstate__(deepcopy(self.__getstate__(), memo))

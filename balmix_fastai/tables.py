@@ -27,6 +27,7 @@ class StudyResults:
         recalls # Data frame with a row for each run, recall of each class
     ): store_attr()
 
+    def __repr__(self): return f"StudyResults of {len(self.runs)} runs of {len(self.arms)} arms: {', '.join(self.arms)}"
     @property
     def arms(self): return list(self.meta['arms'])
 

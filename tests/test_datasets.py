@@ -123,6 +123,16 @@ def test_csv_valid_column(tmp_path, words):
     ims = from_csv(f, images=tmp_path/'ims', valid_col='is_valid')
     assert ims.splits['train'].tolist()==[0,1] and ims.splits['valid'].tolist()==[2] and ims.vocab==['a', 'b']
 
+def test_csv_group_column(tmp_path):
+    f = _csv(tmp_path, [f'{i}.png,{"ab"[i%2]},p{i//2},{int(i>3)}' for i in range(6)], 'image,label,patient,held')
+    ims = from_csv(f, images=tmp_path/'ims', valid_col='held', group_col='patient')
+    assert ims.vocab==['a', 'b'] and ims.groups.tolist()==['p0', 'p0', 'p1', 'p1', 'p2', 'p2'] and not ims.shared_groups()
+    torn = _csv(tmp_path, ['0.png,a,p,0', '1.png,b,p,1', '2.png,b,q,0'], 'image,label,patient,held')
+    with pytest.warns(UserWarning, match='groups are shared'): from_csv(torn, images=tmp_path/'ims', valid_col='held', group_col='patient')
+    with pytest.raises(ValueError, match='Images without a group.*1.png'): from_csv(_csv(tmp_path, ['0.png,a,p', '1.png,b,'], 'image,label,patient'), images=tmp_path/'ims', group_col='patient')
+    with pytest.raises(ValueError, match='must differ'): from_csv(torn, images=tmp_path/'ims', group_col='label', label_col='label')
+    with pytest.raises(ValueError, match="group_col='who' is not a column"): from_csv(torn, images=tmp_path/'ims', group_col='who')
+
 def test_csv_byte_order_mark_and_a_class_called_na(tmp_path):
     f = _csv(tmp_path, ['0.png,NA', '1.png,None'])
     f.write_bytes(b'\xef\xbb\xbf'+f.read_bytes())

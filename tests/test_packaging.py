@@ -1,9 +1,10 @@
 "The files that describe the package agree with each other, and with what is in it."
-import importlib, json, os, re, runpy, subprocess, tomllib
+import importlib, inspect, json, os, pkgutil, re, runpy, subprocess, tomllib
 from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 import pytest, balmix_fastai
+from fastcore.docments import docments
 
 root = Path(__file__).resolve().parents[1]
 
@@ -91,3 +92,35 @@ def test_no_machine_paths():
     bad = [f'{p.relative_to(root)}: {m[0]}' for p in tracked() if p.suffix not in ('.png','.jpg','.gz','.zip')
         and (m := pat.search(p.read_text(encoding='utf-8', errors='ignore')))]
     assert not bad
+
+def _public():
+    "Name and value of everything public that is defined here"
+    for m in pkgutil.iter_modules(balmix_fastai.__path__):
+        if m.name.startswith('_') or m.name=='all': continue
+        mod = importlib.import_module(f'balmix_fastai.{m.name}')
+        yield from ((f'{m.name}.{n}', getattr(mod, n)) for n in getattr(mod, '__all__', []))
+
+def test_everything_public_explains_itself():
+    "A docstring for each, and a docment for each parameter that is not fastai's"
+    for name,o in _public():
+        if not callable(o): continue
+        assert o.__doc__, name
+        f = o.__dict__.get('__init__', o) if isinstance(o, type) else o
+        if isinstance(o, type) and '__init__' not in o.__dict__: continue
+        own = set(f.__code__.co_varnames[:f.__code__.co_argcount+f.__code__.co_kwonlyargcount])-{'self','cls'} if hasattr(f, '__code__') else set()
+        doc = docments(f, full=True)
+        missing = [k for k in own if not doc[k].docment]
+        assert not missing or '@delegates' in inspect.getsource(f) or name=='report.Comparison', (name, missing)
+
+def test_objects_say_what_they_are():
+    "No public class is shown as an address in memory"
+    for name,o in _public():
+        if isinstance(o, type) and not issubclass(o, BaseException): assert o.__repr__ is not object.__repr__, name
+
+def test_the_page_of_changes_is_the_changelog():
+    "nbs/changelog.ipynb shows CHANGELOG.md as it is (run the notebook again)"
+    cells = json.loads((root/'nbs/changelog.ipynb').read_text(encoding='utf-8'))['cells']
+    shown = [''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    assert shown and shown[0]==(root/'CHANGELOG.md').read_text(encoding='utf-8').split('\n', 2)[2]
+
+def test_citation_has_the_version(ini): assert f"\nversion: {ini['version']}\n" in (root/'CITATION.cff').read_text(encoding='utf-8')
