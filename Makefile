@@ -10,13 +10,14 @@ BALMIX_DATA ?= $(CURDIR)/../shared/data
 export BALMIX_DATA
 endif
 
-.PHONY: help demo test docs bench export readme clean
+.PHONY: help demo test docs shots bench export readme clean
 
 help:
 	@echo "make demo    install into $(VENV) and run balmix-demo (options: ARGS='--epochs 3')"
 	@echo "make test    every check, pytest last (some only: STEPS='style tests')"
 	@echo "make bench   benchmarks (options: ARGS='-k sampler')"
 	@echo "make docs    build the site into _docs/"
+	@echo "make shots   open every page of the site in Chromium: checks, and pictures of it into _shots/"
 	@echo "make export  notebooks to modules, and clean the notebooks"
 	@echo "make readme  README.md from nbs/index.ipynb"
 	@echo "make clean   remove what builds and runs leave behind (not $(VENV))"
@@ -48,6 +49,9 @@ bench: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	@$(PY) .ci/docs.py $(ARGS)
 
+shots: docs
+	SHOTS=$(CURDIR)/_shots $(PY) -m pytest -q -n auto -p no:cacheprovider -c /dev/null --rootdir . .ci/test_site.py $(ARGS)
+
 export: $(VENV)/.installed-dev
 	$(VENV)/bin/nbdev-export
 	$(VENV)/bin/nbdev-clean
@@ -56,5 +60,5 @@ readme: $(VENV)/.installed-dev
 	@$(PY) .ci/readme.py
 
 clean:
-	rm -rf _proc _docs build dist *.egg-info .pytest_cache .hypothesis .benchmarks balmix_demo models nbs/models
+	rm -rf _proc _docs _shots build dist *.egg-info .pytest_cache .hypothesis .benchmarks balmix_demo models nbs/models
 	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

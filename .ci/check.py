@@ -3,6 +3,7 @@ import os, re, shutil, subprocess, sys, sysconfig, tempfile, time, nbformat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 root,bins = Path(__file__).resolve().parents[1],Path(sys.executable).parent
 parts = 'nbs balmix_fastai tests .ci settings.ini setup.py pyproject.toml README.md LICENSE CHANGELOG.md CITATION.cff'.split()
@@ -80,7 +81,9 @@ def in_kernel(
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
         if c.cell_type=='code' and re.search(r'^#\|\s*eval:\s*false', c.source, re.M): c.cell_type = 'raw'
-    try: NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
+    # two kernels that start at once may take the same port of TCP, so not that
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent))), config=Config(KernelManager=dict(transport='ipc')))
+    try: client.execute()
     except Exception as e: return f'{path.name}: {e}'
     return ''
 

@@ -1,8 +1,9 @@
 "Build the docs site into _docs/ with smalldocs, from the pages nbdev stages for Quarto in _proc/; --strict fails on a warning."
-import hashlib, io, os, re, shutil, subprocess, sys, tarfile, tempfile
+import hashlib, inspect, io, os, re, shutil, subprocess, sys, tarfile, tempfile, textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
-from nbdev import doclinks
+from fastcore.docments import DocmentTbl
+from nbdev import doclinks, showdoc
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -15,6 +16,20 @@ known = 'format-links','commonmark','keep-md','output-file' # keys that only Qua
 katex = 'katex@0.16.11','8c5494c5f7d8e8bf73ff3fe64d4bd09a340e4878b7eec9bbd9ef8d8f3e24193f' # the version that smalldocs asks for, and its tarball's SHA-256
 
 class NoKatex(Exception): pass
+
+class WithTable(showdoc.BasicMarkdownRenderer):
+    "A signature without comments, and the parameters in a table, where maths is drawn and lines break on a phone"
+    def _repr_markdown_(self):
+        doc,table = super()._repr_markdown_(),DocmentTbl(self.sym)._repr_markdown_()
+        m = re.search(r'```python\n.*?\n```', doc, re.S)
+        if not table or not m: return doc
+        sig = inspect.signature(self.sym)
+        params = [p.replace(annotation=p.empty) for p in sig.parameters.values() if p.name!='self']
+        call = f"{self.nm}{sig.replace(parameters=params, return_annotation=sig.empty)}"
+        code = '\n'.join(textwrap.wrap(call, 78, subsequent_indent='    ', break_long_words=False, break_on_hyphens=False))
+        return f"{doc[:m.start()]}```python\n{code}\n```{doc[m.end():]}\n\n{table.replace(' NoneType |', '  |').replace(chr(92)+'^', '^')}\n"
+
+showdoc.BasicMarkdownRenderer = WithTable
 
 def katex_dist(): # Folder with katex.min.js, katex.min.css, contrib/ and fonts/
     "KaTeX from its npm package, fetched once and kept in the environment"

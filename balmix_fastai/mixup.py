@@ -108,7 +108,7 @@ def label_lam(self:PairedMixer, i, j):
 class BalancedMixUp(PairedMixer):
     "Mix each training batch with class-balanced partners before the forward pass (Galdran et al. 2021)"
     def __init__(self,
-        alpha=.2, # $\alpha>0$ of $\lambda\sim$ Beta($\alpha$,1), the weight of the partner, or a function of training progress. Paper: .1 to .3
+        alpha=.2, # $\alpha>0$ of $\lambda\sim$ Beta($\alpha$,1), the weight of the partner, or a function of training progress (.1 to .3 in the paper)
         q=0., # Power of the class counts in the partner stream: 0 uniform over classes (paper), 1 instance; or a function of progress
         per_item:bool=False, # Draw one $\lambda$ per item instead of one per batch (paper)?
         labels=None, # Class id of every training item, shape (N,), where `get_labels` cannot find them

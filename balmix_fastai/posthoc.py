@@ -55,7 +55,7 @@ class _Fitted:
 class Correction(_Fitted):
     "Probabilities with $\\log p'_k=a_k\\log p_k+b_k$ up to a constant"
     def __init__(self,
-        scale, # $a$, number or shape (K,), greater than 0
+        scale, # $a>0$, number or shape (K,)
         bias, # $b$, shape (K,)
         vocab=None, # Names of the classes in their order; predictions of other classes are refused
         how:str='' # How it was made

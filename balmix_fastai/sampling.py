@@ -82,7 +82,7 @@ def class_probs(
 # %% ../nbs/sampling.ipynb #f7fe07de
 def effective_number_probs(
     counts, # Items per class $n_k$, shape (K,)
-    beta:float=.9999 # $\beta$ in [0,1): 0 is instance sampling, towards 1 class-balanced. Cui et al. use .9 to .9999
+    beta:float=.9999 # $\beta$ in [0,1): 0 is instance sampling, towards 1 class-balanced (Cui et al. use .9 to .9999)
 )->np.ndarray: # Class probabilities, float64, shape (K,), sum 1; absent classes get 0
     "Class probabilities when each item weighs one over its class's effective number (Cui et al. 2019, section 3)"
     n = _as_counts(counts)
