@@ -2,8 +2,8 @@
 import os, re, shutil, subprocess, sys, sysconfig, tempfile, time, nbformat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 root,bins = Path(__file__).resolve().parents[1],Path(sys.executable).parent
 parts = 'nbs balmix_fastai tests .ci settings.ini setup.py pyproject.toml README.md LICENSE CHANGELOG.md CITATION.cff'.split()
@@ -74,6 +74,8 @@ def notebooks(tmp):
     "The notebooks of the rooms and results run."
     run(bins/'nbdev-test', '--n-workers', 2, '--skip-file-re', rf'^[_.]|{pages}')
 
+starting = Lock()
+
 def in_kernel(
     path, # Notebook
 ): # What went wrong, or an empty string
@@ -81,9 +83,13 @@ def in_kernel(
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
         if c.cell_type=='code' and re.search(r'^#\|\s*eval:\s*false', c.source, re.M): c.cell_type = 'raw'
-    # two kernels that start at once may take the same port of TCP, so not that
-    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent))), config=Config(KernelManager=dict(transport='ipc')))
-    try: client.execute()
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent))))
+    try:
+        with starting: # two kernels that start at once may be given the same port
+            client.create_kernel_manager()
+            client.start_new_kernel()
+            client.start_new_kernel_client()
+        client.execute()
     except Exception as e: return f'{path.name}: {e}'
     return ''
 
