@@ -1,10 +1,8 @@
 "Draw the logo and the social card of the site into nbs/images/: a frequent class, a rare one, and both mixed."
 import sys, matplotlib, numpy as np
 from pathlib import Path
-from fastai.torch_core import set_seed
-from balmix_fastai.datasets import read_images
-from balmix_fastai.mixup import BalancedMixUp
-from balmix_fastai.show import Learner, nn # show_mixed_batch is patched on Learner
+from fastai.basics import Learner, nn, set_seed
+from balmix_fastai.all import BalancedMixUp, read_images
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

@@ -154,7 +154,7 @@ def test_regions_are_the_guesses_of_the_network():
     x = np.linspace(left, right, 60)
     blue = im[30,:,2]>im[30,:,0] # class 0 is blue, class 1 orange
     assert (blue[x>.55]).all() and not blue[x<.45].any()
-    assert net.training is False and sum(len(l.get_xdata()) for l in ax.lines)==40
+    assert net.training and sum(len(l.get_xdata()) for l in ax.lines)==40
 
 def test_schedule_leaves_the_sampler_as_it_was():
     learn = Learner(images([40,10]).balanced(q=1, seed=0), nn.LazyLinear(2), CrossEntropyLossFlat(), cbs=[ProgressiveSampling(), DeferredReweighting(.5)])
