@@ -55,11 +55,18 @@ def prior_table(
     labels=None # Class id of every training item, where `get_labels` cannot find them
 )->pd.DataFrame: # A row per class; columns images, sampling, mixing, weights, prediction
     "Share of each class, after each part of the training that moves it"
+    if labels is None and not len(_unwrap(learn.dls.train).dataset): return _exported_prior(learn)
     s = _Stream(learn, labels)
     fol = next((cb for cb in learn.cbs if isinstance(cb, FollowPrior)), None)
     if fol: fol.tell(s)
     v = _vocab(_unwrap(learn.dls.train))
     return pd.DataFrame(_shares(learn, s, s.probs(learn)), index=pd.Index(v if v and len(v)==len(s.counts) else range(len(s.counts)), name='class'))
+
+def _exported_prior(learn):
+    res = learn.__dict__.get('exported_prior')
+    if res is None: raise ValueError("This learner was loaded without its training data, and the prior of training was not exported with it "
+        "(version 0.1.0 did not, and labels may not have been readable). Set learn.dls to loaders with the training data, or take the prior from the learner that was trained.")
+    return pd.DataFrame.from_dict(res, 'tight')
 
 def training_prior(
     learn:Learner, # Learner
