@@ -76,7 +76,7 @@ def _flat(self:ClassLoss, inp, targ):
 def _know(self:ClassLoss, name, z, f=noop):
     "`f` of what is known of the classes, computed where it is kept, on the device and in the precision of the logits"
     v = getattr(self, name)
-    if v is None: raise ValueError(f"{type(self).__name__} has no {name}: pass counts=, the training images of each class, or use it in a Learner made after `balmix_fastai.prior` is imported.")
+    if v is None: raise ValueError(f"{type(self).__name__} has no {name}: pass counts=, the training images of each class; in a Learner, fit and validate tell it, once `balmix_fastai.prior` is imported.")
     if len(v)!=z.shape[1]: raise ValueError(f"{name} has {len(v)} classes, but the logits have {z.shape[1]}; pass one number per class.")
     return f(v).to(z)
 
@@ -304,7 +304,7 @@ class InfluenceBalancedLoss(CELoss):
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k!='features'}
     def _factor(self, z):
         if self.features is None or len(self.features)!=len(z):
-            raise ValueError("InfluenceBalancedLoss has no features of these items: use it in a Learner made after `balmix_fastai.prior` is imported.")
+            raise ValueError("InfluenceBalancedLoss has no features of these items; in a Learner, fit tells it, once `balmix_fastai.prior` is imported.")
         h = self.features.detach().flatten(1).to(z).abs().sum(1)
         w = self._know('counts', z, lambda n: tensor(class_weights(n, None)))
         return w*self.alpha/(2*(1-z.detach().softmax(1))*h[:,None]+self.eps) # the distance of p from one class is 2(1-p_k)

@@ -142,15 +142,25 @@ def before_train(self:PairedMixer):
     base = _unwrap(self.learn.dl)
     _check_base(base)
     if not len(base): raise ValueError(f"dls.train yields no batch: it has {base.n} items, bs={base.bs} and drop_last={base.drop_last}; lower bs.")
+    e,searching = self.learn.epoch,hasattr(self.learn, 'lr_finder')
+    begins = self._epoch is None or e!=self._epoch+1
+    if begins: self._source = None # labels are read anew for each fit
     self._read_labels(base)
-    e,n,searching = self.learn.epoch,self.learn.n_epoch,hasattr(self.learn, 'lr_finder')
-    if self._epoch is None or e!=self._epoch+1: self._start_fit(searching)
+    if begins: self._start_fit(searching)
     self._epoch = None if searching else e
     a,b = np.random.SeedSequence((self._entropy, self._n_fits, e, *L(rank_distrib() or None))).spawn(2) # each process has its own $\lambda$
     self._rng,self._sampler.rng = np.random.default_rng(a),np.random.default_rng(b)
     self._base_probs = stream_probs(base, self._sampler.counts, self._ids)
-    self._paired = self._pairs_of(base) if e/n<self.stop and (e+1)/n>self.start else None
+    mixes = self.start==0 if searching else self._progress(0)<self.stop and self._progress(1)>self.start
+    self._paired = self._pairs_of(base) if mixes else None
     if self._paired is not None: self.learn.dl,self._paired.raw = self._paired,True
+
+@patch
+def _progress(self:PairedMixer,
+    done # Proportion of the epoch that is done
+):
+    "Proportion of the fit that is done; a search for a learning rate sees the start of training"
+    return 0. if hasattr(self.learn, 'lr_finder') else (self.learn.epoch+done)/self.learn.n_epoch
 
 @patch
 def _read_labels(self:PairedMixer, base):
@@ -226,7 +236,7 @@ def _draw_partners(self:PairedMixer, n):
 @patch
 def _set_probs(self:PairedMixer, i):
     "Class probabilities of the partners of batch `i`"
-    if callable(self.q): self._sampler.probs = self._partner_probs((self.learn.epoch + min(i/len(self._paired), 1))/self.learn.n_epoch) # the last, incomplete batch may be dropped
+    if callable(self.q): self._sampler.probs = self._partner_probs(self._progress(min(i/len(self._paired), 1))) # the last, incomplete batch may be dropped
 
 # %% ../nbs/mixup.ipynb #50da2929
 @patch
@@ -251,7 +261,8 @@ def label_mass(self:PairedMixer,
 # %% ../nbs/mixup.ipynb #2856615f
 @patch
 def before_batch(self:PairedMixer):
-    self._lam,self._pct = None,(self.learn.epoch + self.learn.iter/self.learn.n_iter)/self.learn.n_epoch # `pct_train` adds up rounding errors
+    self._lam = None
+    self._pct = self._progress(self.learn.iter/self.learn.n_iter) # `pct_train` adds up rounding errors
     self._steps += 1
     self._mass += self.label_mass(self._base_probs)
     if self._paired is None: return

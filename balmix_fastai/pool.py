@@ -13,7 +13,7 @@ from fastai.basics import *
 from .sampling import *
 from .sampling import _as_floats, _is_number
 from .data import *
-from .data import _as_indices, _WrappedDL
+from .data import _as_indices
 
 # %% ../nbs/pool.ipynb #dd566d16
 def fill_level(
@@ -166,7 +166,7 @@ def restore(self:PartnerPool,
     return self._item[at]
 
 # %% ../nbs/pool.ipynb #a895653f
-class _RawDL(_WrappedDL):
+class _RawDL(HalvesDL):
     "Deliver batches before the batch transforms, with the indices of their items"
     def get_idxs(self): return _as_indices(self.dl.get_idxs())
     def create_batches(self, samps):
@@ -174,10 +174,11 @@ class _RawDL(_WrappedDL):
         for part in chunked(loaded, self.bs, self.drop_last):
             items,idxs = zip(*part)
             yield self.dl.do_batch(list(items)), np.array(idxs)
-    def after_batch(self, b): return self._unpinned(b[0]),b[1]
+    def after_batch(self, b): return self.unpinned(b[0]),b[1]
 
 class PooledDL(_RawDL):
     "Wrap the loader `dl` so that each batch comes with partners from `pool`; a batch is `(*batch, *partner_batch)`"
+    main_only = *HalvesDL.main_only,'pool','before_draw','state'
     def __init__(self,
         dl:TfmdDL, # Loader to wrap; it keeps its order, length, transforms and workers
         pool:PartnerPool, # Pool of its items, filled as the first epoch begins
@@ -198,7 +199,7 @@ class PooledDL(_RawDL):
         b1,idxs1 = self.pool.draw(len(idxs))
         self.pool.add(b, idxs)
         self.pairs,self.i = np.stack([idxs, idxs1], 1),self.i+1
-        return self._halves(b, b1)
+        return self.halves(b, b1)
 
 # %% ../nbs/pool.ipynb #ef88dc8c
 class _FillDL(_RawDL):

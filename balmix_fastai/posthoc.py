@@ -19,7 +19,6 @@ from .metrics import *
 from .metrics import _check_probs, _quadratic_kappa
 from .data import _vocab
 from .heads import *
-from .prior import *
 from .tta import *
 from .tta import _activation, _flips, _FlipTTA
 
@@ -437,11 +436,10 @@ def export(self:Learner,
     *args, # As in fastai
     **kwargs # As in fastai
 ):
-    "fastai's `export`, with the prior of training, and without the folders of this machine"
+    "fastai's `export`, without the folders of this machine"
     if rank_distrib(): return
     file,old = self.path/fname,dict(path=self.path, dls=self.dls, opt=self.opt)
     dls_path,tmp = self.dls.path,file.with_name(f'{file.name}.tmp')
-    self.exported_prior = _prior_or_none(self)
     try:
         self.path = self.dls.path = Path()
         self._orig_export(tmp, *args, **kwargs)
@@ -451,8 +449,3 @@ def export(self:Learner,
         tmp.unlink(missing_ok=True)
         raise
     finally: self.path,self.dls.path = old['path'],dls_path
-
-def _prior_or_none(learn):
-    "`prior_table(learn)` as lists, or `None` where the labels of its training set are not classes that can be read"
-    try: return prior_table(learn).to_dict('tight')
-    except ValueError: return None

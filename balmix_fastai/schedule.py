@@ -13,18 +13,20 @@ from fastai.basics import *
 from .sampling import *
 from .sampling import _is_number
 from .data import *
-from .data import _ids_counts, _unwrap
+from .data import _unwrap
 from .losses import *
-from .losses import _loss_of
+from .prior import *
 
 # %% ../nbs/schedule.ipynb #c9befc8d
 class _ScheduledSampling(Callback):
-    "Set the class probabilities of the training loader before each epoch to `self.probs(counts)`"
+    "Sample each epoch of training with the class probabilities `self.probs(counts)`"
     run_valid,order = False,-1 # before `BalancedMixUp` (0) and `FollowPrior` (1) ask what is sampled
     def before_train(self):
-        sampler = getattr(_unwrap(self.learn.dls.train), 'sampler', None)
+        if hasattr(self.learn, 'lr_finder'): return
+        dl = _unwrap(self.learn.dl)
+        sampler = getattr(dl, 'sampler', None)
         if not isinstance(sampler, ClassSampler): raise ValueError(f"{type(self).__name__} needs a training loader that re-samples; make it with dls.balanced(q=1).")
-        sampler.probs = self.probs(sampler.counts)
+        self.learn.dl = ResampledDL(dl, self.probs(sampler.counts))
 
 class ProgressiveSampling(_ScheduledSampling):
     "Move the training loader from instance to class-balanced sampling over the epochs of a fit (Kang et al. 2020, section 4.1)"
@@ -33,43 +35,46 @@ class ProgressiveSampling(_ScheduledSampling):
 class DeferredResampling(_ScheduledSampling):
     "Instance sampling, and class-balanced sampling at the end of a fit (Cao et al. 2019, section 4)"
     def __init__(self,
-        start:float=.8, # Share of training, in [0,1), at which it begins, rounded up to an epoch (160 of 200 epochs in the paper)
+        start:float=.8, # Proportion of training, in [0,1), at which it begins, rounded up to an epoch (160 of 200 epochs in the paper)
         q:float=0. # Power of the class counts from then on: 0 class-balanced
     ):
-        if not (_is_number(start) and 0<=start<1): raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
+        if not (_is_number(start) and 0<=start<1): raise ValueError(f"start={start} must lie in [0,1), a proportion of the training.")
         store_attr()
     def probs(self, counts): return class_probs(counts, self.q if self.learn.epoch>=self.start*self.learn.n_epoch-1e-9 else 1)
 
 # %% ../nbs/schedule.ipynb #f7cd753e
 class DeferredReweighting(Callback):
     "Class weights for the loss at the end of a fit (Cao et al. 2019, section 3.3)"
-    run_valid,order = False,0 # before `FollowPrior` (1)
+    run_valid,order = False,0 # before `FollowPrior` (1), which sets the weights
+    _stateattrs = ('pct',)
     def __init__(self,
-        start:float=.8, # Share of training, in [0,1), at which it begins
+        start:float=.8, # Proportion of training, in [0,1), at which it begins
         beta:float|None=.9999, # $\beta$ of `class_weights` (.9999 in the paper); `None` for weights of $1/n_k$
-        weight=None # Weights, shape (K,), instead of those of `beta`
+        weight=None # Weights, shape (K,), instead of those of `beta`; they are taken as they are, whatever samples and mixes
     ):
-        if not (_is_number(start) and 0<=start<1): raise ValueError(f"start={start} must lie in [0,1), a share of the training.")
+        if not (_is_number(start) and 0<=start<1): raise ValueError(f"start={start} must lie in [0,1), a proportion of the training.")
         if beta is not None and not (_is_number(beta) and 0<=beta<1): raise ValueError(f"beta={beta} must lie in [0,1), or be None.")
         store_attr()
-        self._w,self._on = None,False
+        self.needs_counts = weight is None
+        self._init_state()
 
-    def before_fit(self): self.after_train() # an interrupted fit has not taken its weights off
+    def _init_state(self):
+        super()._init_state()
+        self.pct = None # proportion of training that is done; `None` outside of it
+
+    def before_fit(self): self.pct = None
     def before_train(self):
-        if getattr(_weighted(self.learn), 'weight', None) is not None: raise ValueError("The loss has class weights already; leave them out, so that they can come in later.")
-        if self._w is None: self._w = tensor(class_weights(_ids_counts(self.learn.dls)[1], self.beta) if self.weight is None else self.weight).float()
+        if getattr(weighted_loss(self.learn), 'weight', None) is not None: raise ValueError("The loss has class weights already; leave them out, so that they can come in later.")
     def before_batch(self):
-        if (self.learn.epoch+self.learn.iter/self.learn.n_iter)/self.learn.n_epoch<self.start-1e-9: return
-        _weighted(self.learn).weight,self._on = self._w.to(self.learn.dls.device),True
-    def after_train(self):
-        if self._on: _weighted(self.learn).weight,self._on = None,False
-    after_cancel_train = after_train
+        if not hasattr(self.learn, 'lr_finder'): self.pct = (self.learn.epoch+self.learn.iter/self.learn.n_iter)/self.learn.n_epoch
+    def after_fit(self): self.pct = None
 
-# %% ../nbs/schedule.ipynb #22950cd0
-def _weighted(learn):
-    "The object that holds the class weights of the loss"
-    loss = _loss_of(learn)
-    res = loss if hasattr(loss, 'weight') else getattr(loss, 'func', None)
-    if not hasattr(res, 'weight') or isinstance(loss, ClassBalancedLoss):
-        raise ValueError(f"DeferredReweighting needs a loss without weights of its own, and with a place for them; {loss} is none. Try CELoss or CrossEntropyLossFlat.")
-    return res
+    def loss_weights(self,
+        counts, # Training items of each class, shape (K,)
+        mass # Share of each class in the labels after sampling and mixing, shape (K,)
+    ): # Weights, shape (K,), of mean 1 over the classes that have labels; `None` before `start`
+        "Class weights at this step of a fit, from what the other parts leave to correct"
+        if self.pct is None or self.pct<self.start-1e-9: return None
+        if self.weight is not None: return np.asarray(self.weight, dtype=np.float64)
+        w = np.divide(counts*class_weights(counts, self.beta), mass, out=np.zeros(len(counts)), where=mass>0)
+        return w/w[mass>0].mean()

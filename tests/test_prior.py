@@ -1,7 +1,8 @@
 "The prior that is really trained on, losses that follow it, and warnings of what overshoots."
-import pickle, warnings
+import importlib, inspect, pickle, subprocess, sys, warnings
 import numpy as np, pytest, torch
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, defaults, nn, set_seed, tensor
+from fastai.basics import (Callback, CancelFitException, CancelTrainException, Categorize, CrossEntropyLossFlat, DataLoaders, Datasets, ItemGetter,
+    Learner, defaults, load_learner, nn, set_seed, tensor)
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import SchedLin
 from balmix_fastai.data import *
@@ -9,13 +10,19 @@ from balmix_fastai.losses import *
 from balmix_fastai.mixup import BalancedMixUp
 from balmix_fastai.prior import *
 from balmix_fastai.sampling import *
-from balmix_fastai.schedule import ProgressiveSampling
+from balmix_fastai.schedule import DeferredReweighting, ProgressiveSampling
 
 counts = np.array([120,40,12,6])
 def toy(**kw):
     g = torch.Generator().manual_seed(0)
     items = [(torch.randn(5, generator=g)+k, k) for k,m in enumerate(counts) for _ in range(m)]
     return DataLoaders.from_dsets(items, items[::5], bs=16, device='cpu', num_workers=0, **kw)
+
+def exportable():
+    "Loaders made by transforms, as an export needs them"
+    items = [(x, str(y)) for x,y in toy().train.dataset]
+    dsets = Datasets(items, [[ItemGetter(0)], [ItemGetter(1), Categorize()]], splits=[range(len(items)), range(0, len(items), 5)])
+    return dsets.dataloaders(bs=16, num_workers=0, device='cpu')
 
 def learner(loss, dls=None, cbs=None, **kw):
     set_seed(0)
@@ -125,10 +132,98 @@ def test_overshooting_is_said_once(make, parts):
     lambda: learner(CELoss(), toy().balanced(), BalancedMixUp(.3))])
 def test_what_fits_together_is_not_blamed(make): assert check_prior(make())==''
 
-def test_only_where_it_is_needed():
-    assert sum(o.__name__=='FollowPrior' for o in defaults.callbacks)==1
-    assert not hasattr(learner(CrossEntropyLossFlat()), 'follow_prior') and not hasattr(learner(CrossEntropyLossFlat(), cbs=MixUp(.2)), 'follow_prior')
-    for o in (learner(LDAMLoss()), learner(CELoss(), toy().balanced()), learner(CELoss(), cbs=BalancedMixUp())): assert hasattr(o, 'follow_prior')
+def test_importing_changes_no_learner():
+    "fastai's defaults stay, a Learner keeps the callbacks that it was given, and is made where fastai makes it"
+    assert not any(getattr(o, '__name__', '')=='FollowPrior' for o in defaults.callbacks)
+    for o in (CrossEntropyLossFlat(), LDAMLoss()):
+        learn = learner(o, cbs=BalancedMixUp(seed=0))
+        names = set(learn.cbs.attrgot('name'))
+        assert set(fit(learn, 1).cbs.attrgot('name'))==names
+    class NoTrain: device,path = 'cpu',None
+    for dls in (None, DataLoaders(), NoTrain()): Learner(dls, nn.Linear(1,1), loss_func=LDAMLoss())
+
+def test_fit_keeps_its_signature_and_is_wrapped_once():
+    own = inspect.unwrap(Learner.fit)
+    assert own.__module__=='fastai.learner' and inspect.signature(Learner.fit)==inspect.signature(own)
+    fit_before = Learner.fit.fastai_own
+    importlib.reload(importlib.import_module('balmix_fastai.prior'))
+    assert Learner.fit.fastai_own is fit_before is own
+
+def parts():
+    "Parts of a training that over-corrects, a new set of them at each call"
+    return dict(dls=toy().balanced(q=.5, seed=0), loss=BalancedSoftmaxLoss(prior=class_probs(counts)), cbs=BalancedMixUp(.5, seed=0))
+
+def put_in(how, n=2):
+    "A Learner trained with `parts`, which were put in in one of several orders; with what it warned of"
+    p = parts()
+    if how=='at once': learn = learner(p['loss'], p['dls'], p['cbs'])
+    else: learn = learner(CrossEntropyLossFlat(), toy())
+    if how in ('dls, loss, mixer', 'loss, mixer, dls', 'mixer, loss, dls'):
+        for o in how.split(', '): dict(dls=lambda: setattr(learn, 'dls', p['dls']), loss=lambda: setattr(learn, 'loss_func', p['loss']), mixer=lambda: learn.add_cb(p['cbs']))[o]()
+    if how=='mixer in fit': learn.dls,learn.loss_func = p['dls'],p['loss']
+    if how=='after a search':
+        with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=5, show_plot=False)
+        learn.dls,learn.loss_func = p['dls'],p['loss']
+        learn.add_cb(p['cbs'])
+    set_seed(3)
+    with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('always')
+        learn.fit(n, cbs=p['cbs'] if how=='mixer in fit' else None)
+    return learn,[str(o.message) for o in said if 'more than once' in str(o.message)]
+
+@pytest.mark.parametrize('how', ['dls, loss, mixer', 'loss, mixer, dls', 'mixer, loss, dls', 'mixer in fit', 'after a search'])
+def test_parts_in_every_order_are_the_same_training(how):
+    a,said_a = put_in('at once')
+    b,said_b = put_in(how)
+    assert len(said_a)==1 and said_a==said_b
+    assert a.trained_prior==b.trained_prior
+    if how!='after a search': # which has changed the order of the items
+        for o,p in zip(a.model.parameters(), b.model.parameters()): assert torch.equal(o, p)
+
+def test_what_was_trained_on_stays_known():
+    "The parts that a fit had, at its end, also when they are gone, in an export, and after an interruption"
+    alpha = SchedLin(1., .1)
+    learn = learner(BalancedSoftmaxLoss(), exportable())
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=BalancedMixUp(alpha, seed=0))
+    n = 2*len(learn.dls.train)
+    want = mixup_prior(counts, alpha((n-1)/n))
+    assert np.allclose(training_prior(learn), want) and np.allclose(output_prior(learn), .25, atol=1e-6)
+    learn.export('l.pkl')
+    loaded = load_learner('l.pkl')
+    assert np.allclose(training_prior(loaded), want) and np.allclose(output_prior(loaded), .25, atol=1e-6)
+    assert prior_table(loaded).index.tolist()==list('0123')
+    learn = learner(CELoss(), toy().balanced(q=1, seed=0))
+    class Stop(Callback):
+        def before_batch(self):
+            if self.training and self.epoch==2: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(4, cbs=[ProgressiveSampling(), Stop()])
+    assert np.allclose(training_prior(learn), progressive_probs(counts, 1/3))
+    with learn.no_bar(): learn.lr_find(num_it=3, show_plot=False)
+    assert np.allclose(training_prior(learn), progressive_probs(counts, 1/3)) # a search is no training
+
+def test_an_interrupted_fit_leaves_nothing_behind():
+    class Stop(Callback):
+        def __init__(self, at): self.at = at
+        def after_pred(self):
+            if self.training and self.iter==2: raise self.at('stop')
+    for error in (KeyboardInterrupt, CancelFitException, CancelTrainException, ValueError):
+        learn = learner(InfluenceBalancedLoss(start=0.), cbs=DeferredReweighting(0., None))
+        names = set(learn.cbs.attrgot('name'))
+        try:
+            with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Stop(error))
+        except (KeyboardInterrupt, ValueError): pass
+        assert learn.loss_func.weight is None and not learn.model[2]._forward_pre_hooks and set(learn.cbs.attrgot('name'))==names
+        fit(learn, 1)
+
+def test_labels_are_read_anew_for_each_fit():
+    "Items that were relabelled between two fits"
+    items = [(torch.randn(5), 0) for _ in range(60)]+[(torch.randn(5), 1) for _ in range(20)]
+    dls = DataLoaders.from_dsets(items, items[::5], bs=16, device='cpu', num_workers=0)
+    learn = Learner(dls, nn.Linear(5,2), BalancedSoftmaxLoss(), cbs=BalancedMixUp(.2, seed=0), lr=.01)
+    fit(learn, 1)
+    for i in range(20, 60): items[i] = (items[i][0], 1)
+    fit(learn, 1)
+    assert np.allclose(training_prior(learn), mixup_prior([20,60], .2)) and np.allclose(learn.balanced_mix_up.prior, mixup_prior([20,60], .2))
 
 def test_loss_outside_of_a_learner_and_unreadable_labels():
     with pytest.raises(ValueError, match='has no prior'): BalancedSoftmaxLoss()(torch.zeros(2,4), tensor([0,1]))
@@ -141,4 +236,12 @@ def test_loss_outside_of_a_learner_and_unreadable_labels():
 
 def test_exports_leave_the_data_behind():
     learn = fit(learner(InfluenceBalancedLoss(start=0.), cbs=BalancedMixUp(.2)), 1)
-    assert not {'_stream','_base','_hook'} & set(learn.follow_prior.__getstate__()) and len(pickle.dumps(learn.loss_func))<2000
+    assert not any(isinstance(o, FollowPrior) for o in learn.cbs) and len(pickle.dumps(learn.loss_func))<2000 and len(pickle.dumps(learn.trained_prior))<1000
+
+def test_an_export_without_parts_of_ours_needs_no_package():
+    "A plain Learner, trained while the package was imported, is loaded by a Python that cannot import it"
+    learn = fit(learner(CrossEntropyLossFlat(), exportable()), 1)
+    learn.export('plain.pkl')
+    code = "import sys; sys.modules['balmix_fastai'] = None; from fastai.learner import load_learner; l = load_learner('plain.pkl'); print(l.cbs.attrgot('name'))"
+    res = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert res.returncode==0 and 'follow_prior' not in res.stdout, res.stderr

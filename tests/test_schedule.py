@@ -1,13 +1,16 @@
 "Scheduled sampling and weights: what each epoch delivers, and what is left afterwards."
+import warnings
 import numpy as np, pytest, torch
-from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, F, Learner, nn, noop, set_seed
-from fastai.callback.all import CollectDataCallback, MixUp, ProgressCallback
+from fastai.basics import Callback, CancelEpochException, CancelFitException, CrossEntropyLossFlat, DataLoaders, F, Learner, nn, noop, set_seed
+from fastai.callback.all import CollectDataCallback, MixUp, ProgressCallback, SchedLin
 from scipy import stats
 from torch.utils.data import TensorDataset
-from balmix_fastai.losses import CELoss, ClassBalancedLoss, LDAMLoss
+from balmix_fastai.flexible import DifficultySampling
+from balmix_fastai.losses import CELoss, ClassBalancedLoss, LDAMLoss, class_weights
+from balmix_fastai.mixers import ReMix
 from balmix_fastai.mixup import BalancedMixUp
 from balmix_fastai.prior import training_prior
-from balmix_fastai.sampling import class_probs
+from balmix_fastai.sampling import class_probs, mixup_prior
 from balmix_fastai.schedule import DeferredResampling, DeferredReweighting, ProgressiveSampling
 
 n_k = np.array([400,40,8])
@@ -99,6 +102,79 @@ def test_drw_balances_the_prior_of_the_last_part():
             if self.training: self.learn.last_prior = training_prior(self.learn)
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(Prior()): learn.fit(2)
     assert np.allclose(learn.last_prior, 1/3, atol=1e-6)
+
+def dlsof(**kw): return DataLoaders.from_dsets(ds, ds, bs=32, num_workers=0, **kw)
+
+def test_deferred_weights_follow_what_the_others_leave():
+    "With sampling and mixing of any kind the label mass at the end is that of weights alone: counts times `class_weights`"
+    for beta in (.999, None):
+        w = class_weights(n_k, beta)
+        want = n_k*w/(n_k*w).sum()
+        for dls,cbs in ((dlsof(), []), (dlsof(), [BalancedMixUp(.3, seed=0)]), (dlsof(), [BalancedMixUp(1., q=.5, seed=0)]), (dlsof(), [ReMix(seed=0)]),
+            (dlsof().balanced(q=.5, seed=0), []), (dlsof().balanced(seed=0), []), (dlsof().balanced(q=1, seed=0), [ProgressiveSampling()]),
+            (dlsof().balanced(q=.3, seed=0), [BalancedMixUp(.2, seed=0)])):
+            for late in (False, True):
+                learn = Learner(dls, nn.Linear(2,3), CELoss(), cbs=[] if late else [DeferredReweighting(.5, beta), *cbs])
+                with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+                    warnings.simplefilter('error', UserWarning) # nothing is corrected twice
+                    learn.fit(2, cbs=[*cbs, DeferredReweighting(.5, beta)] if late else None)
+                assert np.allclose(training_prior(learn), want, atol=1e-6)
+
+def test_weights_that_are_given_are_taken_as_they_are():
+    learn = Learner(dlsof(), nn.Linear(2,3), CELoss(), cbs=[DeferredReweighting(.5, weight=[1.,2.,4.]), BalancedMixUp(.3, seed=0), Seen()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    assert learn.seen.w[-1].tolist()==[1,2,4] and learn.seen.w[0] is None
+
+def test_weights_belong_to_the_data_of_the_fit():
+    "The same callback on a second data set, and on items that were relabelled"
+    cb,seen = DeferredReweighting(0., None),Seen()
+    for counts in ([400,40,8], [10,100,1000], [5,5,5]):
+        y = torch.tensor(np.repeat(range(3), counts))
+        d = TensorDataset(torch.randn(len(y), 2), y)
+        learn = Learner(DataLoaders.from_dsets(d, d, bs=5, num_workers=0), nn.Linear(2,3), CELoss(), cbs=[cb, seen])
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        assert np.allclose(seen.w[-1], class_weights(counts, None), rtol=1e-5)
+
+class Looks(Callback):
+    "Class probabilities and weights that each training epoch begins with"
+    order = 30
+    def before_fit(self): self.probs,self.weights = [],[]
+    def after_loss(self):
+        if self.training and self.iter==0: self.probs.append(self.learn.dl.sampler.probs.copy())
+        if self.training: self.weights.append(self.loss_func.weight)
+
+@pytest.mark.parametrize('cb', [ProgressiveSampling, lambda: DeferredResampling(0.), lambda: DeferredReweighting(0., None), DifficultySampling])
+def test_a_search_sees_loader_and_loss_as_they_are(cb):
+    dls = dlsof().balanced(q=.7, seed=0)
+    learn = Learner(dls, nn.Linear(2,3), CELoss(), cbs=[cb(), Looks()])
+    before = dls.train.sampler.probs.copy()
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=40, show_plot=False)
+    assert all(np.allclose(o, before) for o in learn.looks.probs) and all(o is None for o in learn.looks.weights) and len(learn.looks.probs)>1
+    assert np.allclose(dls.train.sampler.probs, before)
+
+def test_a_search_mixes_as_training_begins():
+    "alpha, q, start and stop of a mixer stay where a fit begins, for the whole search"
+    for kw,alpha in ((dict(alpha=SchedLin(1., .1)), 1.), (dict(alpha=.3, start=.5), None), (dict(alpha=.3, stop=.01), .3), (dict(alpha=.3, q=SchedLin(0., 1.)), .3)):
+        cb = BalancedMixUp(**kw, seed=0)
+        learn = Learner(dlsof(), nn.Linear(2,3), CELoss(), cbs=cb)
+        with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=40, show_plot=False)
+        assert np.allclose(cb.prior, class_probs(n_k) if alpha is None else mixup_prior(n_k, alpha))
+
+@pytest.mark.parametrize('cb', [ProgressiveSampling, lambda: DeferredResampling(.5), DifficultySampling])
+@pytest.mark.parametrize('how', [KeyboardInterrupt, CancelFitException, CancelEpochException, None])
+def test_the_users_sampler_stays(cb, how):
+    class Stop(Callback):
+        def after_batch(self):
+            if how and self.training and self.epoch==2 and self.iter==1: raise how
+    dls = dlsof().balanced(q=.7, seed=0)
+    learn = Learner(dls, nn.Linear(2,3), CELoss())
+    before = dls.train.sampler.probs.copy()
+    with learn.no_bar(), learn.no_logging():
+        try: learn.fit(4, cbs=[cb(), Stop()])
+        except KeyboardInterrupt: pass
+    assert np.allclose(dls.train.sampler.probs, before) and learn.dls.train is dls.train
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.allclose(training_prior(learn), class_probs(n_k, .7))
 
 @pytest.mark.parametrize('f,says', [(lambda: DeferredResampling(1.), 'start'), (lambda: DeferredReweighting(-.1), 'start'), (lambda: DeferredReweighting(beta=1.), 'beta')])
 def test_bad_arguments(f, says):
