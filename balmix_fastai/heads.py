@@ -26,17 +26,6 @@ def find_classifier(
     raise ValueError(f"The last layer with parameters, {name!r}, is of type {type(last).__name__}, not a linear classifier (nn.Linear or CosineLinear). "
         "If a linear layer makes the logits, pass its name in model.named_modules() as layer=; else make the network with a linear head.")
 
-# %% ../nbs/heads.ipynb #e6a5182f
-def find_layer(
-    model:nn.Module, # Network
-    layer:str|None=None # Name of a layer in `model.named_modules()`; `None` looks for the classifier
-)->tuple: # Its name, and the layer
-    "The layer `layer`, or the classifier"
-    name = find_classifier(model) if layer is None else layer
-    try: return name,model.get_submodule(name)
-    except AttributeError as e: raise ValueError(f"layer={layer!r} is not the name of a layer; see model.named_modules().") from e
-
-# %% ../nbs/heads.ipynb #73867ee6
 def _timm_classifiers(model, last):
     "Names of the linear classifiers of the network of timm in `model` that holds the layer `last`"
     for _,net in model.named_modules():
@@ -47,6 +36,16 @@ def _timm_classifiers(model, last):
         names = [n for n,m in model.named_modules() if m in heads]
         if last in names: return names
     return []
+
+# %% ../nbs/heads.ipynb #e6a5182f
+def find_layer(
+    model:nn.Module, # Network
+    layer:str|None=None # Name of a layer in `model.named_modules()`; `None` looks for the classifier
+)->tuple: # Its name, and the layer
+    "The layer `layer`, or the classifier"
+    name = find_classifier(model) if layer is None else layer
+    try: return name,model.get_submodule(name)
+    except AttributeError as e: raise ValueError(f"layer={layer!r} is not the name of a layer; see model.named_modules().") from e
 
 def replace_layer(
     model:nn.Module, # Network

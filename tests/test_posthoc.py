@@ -358,6 +358,7 @@ def test_an_export_that_fails_leaves_learner_and_file(tmp_path):
     assert (tmp_path/'m.pkl').read_bytes()==before and not list(tmp_path.glob('*.tmp'))
 
 def test_a_prior_that_was_not_kept_is_asked_for(tmp_path):
-    learn = Learner(Datasets(range(90), [[_features], [_features]], n_inp=1).dataloaders(bs=16, device='cpu', num_workers=0), nn.Linear(4,3), nn.MSELoss(), path=tmp_path)
+    dls = Datasets(range(90), [[_features], [_features]], n_inp=1).dataloaders(bs=16, device='cpu', num_workers=0)
+    learn = Learner(dls, nn.Linear(4,3), nn.MSELoss(), path=tmp_path)
     learn.export('m.pkl')
     with pytest.raises(ValueError, match='learn.dls'): output_prior(load_learner(tmp_path/'m.pkl'))

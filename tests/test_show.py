@@ -114,7 +114,8 @@ def points(): return TensorDataset(torch.linspace(0, 1, 80).view(40,2), (torch.a
 def _state(learn):
     "What a picture must leave as it was"
     mods = list(learn.model.modules())
-    return [m.training for m in mods],[len(m._forward_hooks)+len(m._forward_pre_hooks) for m in mods],[id(o) for o in learn.cbs],id(learn.dls.train),id(learn.dls.valid),learn.__dict__.get('dl')
+    hooks = [len(m._forward_hooks)+len(m._forward_pre_hooks) for m in mods]
+    return [m.training for m in mods],hooks,[id(o) for o in [*learn.cbs, learn.dls.train, learn.dls.valid]],learn.__dict__.get('dl')
 
 def _scheduled(): return [BalancedMixUp(lambda p: .1+p), ProgressiveSampling(), DeferredReweighting(.5)]
 
