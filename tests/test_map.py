@@ -41,7 +41,8 @@ def test_numbers_are_those_of_the_studies(rows, page):
 
 def test_every_arm_on_digits_is_on_the_map(rows): assert set(summary('digits_methods').index)-{'instance'}<=set(rows.index)
 
-parts = 'ClassLoss CELoss class_weights log_prior PairedMixer CosineLinear find_classifier replace_layer in_eval features Correction CutPoints load_correction undo_stage2 attach corrected_preds'.split()
+parts = 'ClassLoss CELoss class_weights log_prior PairedMixer CosineLinear find_classifier replace_layer in_eval features find_layer weights_sum'.split()+\
+    'Correction CutPoints TensorCorrected load_correction undo_stage2 attach corrected_preds uncorrected get_preds tta export'.split()
 
 @pytest.mark.parametrize('room', [losses, mixers, mixup, schedule, decouple, flexible, posthoc, heads], ids=lambda o: o.__name__.split('.')[-1])
 def test_every_method_is_on_the_map(room, rows):
