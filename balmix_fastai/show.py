@@ -286,30 +286,32 @@ def schedule_table(
     if not (isinstance(points, (int, np.integer)) and points>0): raise ValueError(f"points={points!r} must be a whole number, 1 or more.")
     probe = _stand_in(learn, [cb for cb in learn.cbs if isinstance(cb, (PairedMixer, _ScheduledSampling, DeferredReweighting))])
     probe.loss_func,probe.n_epoch,probe.n_iter = deepcopy(learn.loss_func),n_epoch,points
-    sched,stream,rows = combined_cos(.25, lr_max/25, lr_max, lr_max/1e5),_Stream(learn),[]
-    sampler = getattr(_unwrap(learn.dls.train), 'sampler', None)
-    old,cbs = None if sampler is None else sampler.probs,probe.cbs.sorted('order')
-    try:
-        for k in range(n_epoch*points):
-            probe.epoch,probe.iter = divmod(k, points)
-            rows.append(_look(probe, stream, cbs, sched))
-    finally:
-        if sampler is not None: sampler.probs = old
+    sched = combined_cos(.25, lr_max/25, lr_max, lr_max/1e5)
+    stream = _Stream(learn)
+    rows = []
+    for k in range(n_epoch*points):
+        probe.epoch,probe.iter = divmod(k, points)
+        rows.append(dict(lr=float(sched(k/(n_epoch*points)))) | _look(probe, stream))
     v = list(prior_table(learn).index)
     return pd.DataFrame(rows, index=pd.Index(np.arange(len(rows))/points, name='epoch')).rename(columns=dict(enumerate(v)))
 
-def _look(probe, stream, cbs, sched):
-    "A row of `schedule_table`, at the step to which `probe` was set"
-    pct,res = (probe.epoch+probe.iter/probe.n_iter)/probe.n_epoch,{}
-    for cb in cbs:
+def _look(probe, stream):
+    "`alpha`, `q` and the share of each class at the step to which `probe` was set"
+    pct = (probe.epoch+probe.iter/probe.n_iter)/probe.n_epoch
+    res = {}
+    if probe.iter==0: probe.dl = probe.dls.train
+    for cb in probe.cbs.sorted('order'):
         if isinstance(cb, _ScheduledSampling) and probe.iter==0: cb.before_train()
-        if isinstance(cb, DeferredReweighting):
-            if cb._w is None: cb.before_train()
-            cb.before_batch()
+        if isinstance(cb, DeferredReweighting): cb.before_batch()
         if isinstance(cb, PairedMixer):
             cb._pct,on = pct,cb._mixes(pct)
             res = dict(alpha=cb._alpha_at(pct) if on else np.nan, q=(cb.q(pct) if callable(cb.q) else cb.q) if on else np.nan)
-    return dict(lr=float(sched(pct))) | res | dict(enumerate(_shares(probe, stream, stream.probs(probe))['weights']))
+    probs = stream.probs(probe.dl)
+    for cb in probe.cbs:
+        if not isinstance(cb, DeferredReweighting): continue
+        w = cb.loss_weights(stream.counts, _shares(probe, stream, probs)['mixing'])
+        if w is not None: weighted_loss(probe).weight = tensor(w).float()
+    return res | dict(enumerate(_shares(probe, stream, probs)['weights']))
 
 # %% ../nbs/show.ipynb #740ee55d
 @patch
