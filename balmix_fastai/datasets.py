@@ -260,7 +260,7 @@ def _mode_error(im, window):
     if getattr(im, 'is_animated', False) and im.format!='MPO': # an MPO is a photograph and its previews
         return "holds several pages or frames, of which only the first would be read; save the one that is meant as a file of its own"
     if im.mode[0] in 'IF':
-        text = "has pixels of mode {}, which would be cut off at 255; save it with 8 bits per channel, or pass window=(low, high) to scale by"
+        text = "has pixels of mode {}, which would be cut off at 255; save it with 8 bits per channel, or pass window=(low, high) (--window)"
         return text.format(im.mode) if window is None else None
     if re.search(r';(16|32)[A-Z]', str(im.tile)): return "has 16 bits per channel, of which only the upper 8 would be read; save it with 8"
     if im.mode not in _modes: return f"has pixels of mode {im.mode}; save it as RGB"
@@ -285,11 +285,14 @@ def open_image(
 )->PILImage: # RGB, 8 bits per channel
     "Open an image as 8-bit RGB, turned as its EXIF orientation says, or raise what would be lost"
     if not (isinstance(fn, (str, os.PathLike)) or hasattr(fn, 'read')): return PILImage.create(fn)
+    if not hasattr(fn, 'read'):
+        with open(fn, 'rb') as f: return open_image(f, window) # Pillow 13 garbles turned TIFFs that it opens by name and maps into memory
     with Image.open(fn) as im:
-        if err := _mode_error(im, window): raise ValueError(f"{fn} {err}.")
+        name = getattr(fn, 'name', 'the image')
+        if err := _mode_error(im, window): raise ValueError(f"{name} {err}.")
         im.load()
         res = _turned(im)
-        return PILImage((res if window is None else _scaled(res, window, fn)).convert('RGB'))
+        return PILImage((res if window is None else _scaled(res, window, name)).convert('RGB'))
 
 class OpenImage(Transform):
     "fastai transform that calls `open_image`"
@@ -452,7 +455,7 @@ def find_images(
         if files.setdefault(real, f)!=f: left['link to an image that is there'] += 1
     return files,left
 
-def _count_text(left): return ', '.join(f'{n} {k}' for k,n in left.most_common())
+def _count_text(left): return ', '.join(f'{n} {k}' for k,n in sorted(left.items(), key=lambda o: (-o[1], o[0])))
 
 def _left_out(left, where):
     "A note on files that are left out, and a warning if they may be images"
