@@ -97,7 +97,7 @@ def balmix_train(
     images:str=None, # For a CSV: folder that its image names are relative to; default the CSV's own
     image:str=None, # For a CSV: name of the column of images; default found by its name or its cells
     suffix:str=None, # For a CSV: ending of the images, such as .jpg, where it leaves that out; default found
-    label:str=None, # For a CSV: name of the label column; default the one named label, class, diagnosis, grade or the like, or the last of two
+    label:str=None, # For a CSV: name of the label column; default one called label, class, grade or the like, or the last of two
     arch:str='mobilenetv2_100', # Any timm model, or one of this package, see Protocol
     pretrained:store_true=False, # Start from timm's pretrained weights (downloads them)?
     head:str='fastai', # Head of timm's networks: fastai, or linear as in the paper's code; cosine for ldam
@@ -127,7 +127,7 @@ def balmix_train(
     split:str=None, # For a CSV: column of train, valid and test; default one that is there, '' for none
     group:str=None, # For a CSV: column that names the patient (lesion, video) of each image; no division separates them
     ordinal:store_true=False, # Do the classes have an order, as grades do? Adds quadratic kappa and Kendall tau
-    order:str=None, # Names of all classes from the lowest grade to the highest, separated by commas, as in 'none,mild,"severe, late"'; means --ordinal, too
+    order:str=None, # All classes from the lowest grade to the highest, as in 'none,mild,"severe, late"'; means --ordinal, too
     window:str=None, # For image files of more than 8 bits: values that become black and white, as in 0,4095
     seed:int=0, # Seed of the split, weights, order and mixing
     tta:str='h', # Flips averaged in predictions: none, h, v or hv
@@ -189,21 +189,24 @@ def _number(s):
     try: return float(s)
     except ValueError: return s
 
-_csv_options = dict(images='images', image='image_col', suffix='suffix', label='label_col', valid_col='valid_col', split='split_col', group='group_col')
+_csv_options = dict(images='images', image='image_col', suffix='suffix', label='label_col', valid_col='valid_col', split='split_col',
+    group='group_col')
 
 def _reader_options(c):
     "Arguments of the reader from the options of `balmix_train`"
-    data,path = str(c['data']),Path(c['data'])
+    data = str(c['data'])
+    kind = data if data in ('digits', 'retinamnist') else Path(data).suffix.lower()
     kw = {v: c[k] for k,v in _csv_options.items() if c[k] is not None}
-    if kw and path.suffix.lower() not in ('.csv', '.tsv'):
+    if kw and kind not in ('.csv', '.tsv'):
         raise CliError(f"{', '.join('--'+o.replace('_', '-') for o in _csv_options)} are for a CSV, which {data} is not.")
     if c['order'] is not None: kw.update(vocab=_classes(c['order']), ordinal=True)
     elif c['ordinal'] and data!='digits': kw['ordinal'] = True
     if c['window'] is not None: kw['window'] = c['window'].split(',')
-    unfit = [f'--{o}' for o in ('order', 'window') if c[o] is not None and (data=='digits' or o=='window' and path.suffix.lower()=='.npz' or o=='window' and data=='retinamnist')]
-    if unfit: raise CliError(f"{unfit[0]} does not apply to {data}; leave it out.")
+    for o,kinds in dict(order=('digits',), window=('digits', 'retinamnist', '.npz')).items():
+        if c[o] is not None and kind in kinds: raise CliError(f"--{o} does not apply to {data}; leave it out.")
     return kw
 
+# %% ../nbs/cli.ipynb #1d7431ba
 def _classes(order):
     "Names of classes from 'a,b,\"c, d\"'"
     try: names = [o.strip() for o in next(csv.reader([order], strict=True, skipinitialspace=True), [])]

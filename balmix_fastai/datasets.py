@@ -24,8 +24,8 @@ from zipfile import BadZipFile
 from fastcore.basics import ifnone, patch
 from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
-from fastai.vision.all import CategoryBlock, DataBlock, DataLoaders, IndexSplitter, IntToFloatTensor, ItemGetter, Normalize, PILImage, Resize
-from fastai.vision.all import Transform, TransformBlock, imagenet_stats
+from fastai.vision.all import CategoryBlock, DataBlock, DataLoaders, IndexSplitter, IntToFloatTensor, ItemGetter, Normalize, PILImage
+from fastai.vision.all import Resize, Transform, TransformBlock, imagenet_stats
 
 # %% ../nbs/datasets.ipynb #af361286
 _parts = ('train', 'valid', 'test')
@@ -80,12 +80,14 @@ def _names(items, splits):
     place = {i: f'{k}/{n}' for k,idx in splits.items() for n,i in enumerate(idx)}
     return [place.get(i, str(i)) if isinstance(o, np.ndarray) else str(o) for i,o in enumerate(items)]
 
+# %% ../nbs/datasets.ipynb #3ddcad95
 def _as_window(window):
     "A window as two floats, or `None`"
     if window is None: return None
     try: low,high = map(float, window)
     except (TypeError, ValueError): low = high = np.nan
-    if not (np.isfinite([low, high]).all() and low<high): raise ValueError(f"window={window!r} must be two numbers (low, high), the lower one first.")
+    if not (np.isfinite([low, high]).all() and low<high):
+        raise ValueError(f"window={window!r} must be two numbers (low, high), the lower one first.")
     return low,high
 
 def _array_error(o):
@@ -131,11 +133,14 @@ def _check(self:ImageSet):
     _complain("Labels that training never has", [f"{self.vocab[self.labels[i]]!r} of {self.names[i]}" for i in new],
         "Move images of the class into the training part, or leave the class out.")
 
+# %% ../nbs/datasets.ipynb #2dc303f3
 @patch
 def _check_items(self:ImageSet):
     "Raise which items are neither paths nor images"
-    kinds = [f"{n} (is a {type(o).__name__}; pass paths or uint8 arrays)" for n,o in zip(self.names, self.items) if not isinstance(o, (str, os.PathLike, np.ndarray))]
-    arrays = [(n, o) for n,o in zip(self.names, self.items) if isinstance(o, np.ndarray)]
+    named = list(zip(self.names, self.items))
+    other = [(n, o) for n,o in named if not isinstance(o, (str, os.PathLike, np.ndarray))]
+    kinds = [f"{n} (is a {type(o).__name__}; pass paths or uint8 arrays)" for n,o in other]
+    arrays = [(n, o) for n,o in named if isinstance(o, np.ndarray)]
     bad = [f"{n} ({e})" for n,o in arrays if (e := _array_error(o))]
     _complain("Images that cannot be used", kinds+bad, "Convert or leave them out.")
     if arrays and self.window is not None: raise ValueError(f"window={self.window} is for image files; this set holds arrays of 8 bits.")
@@ -260,8 +265,8 @@ def _mode_error(im, window):
     if getattr(im, 'is_animated', False) and im.format!='MPO': # an MPO is a photograph and its previews
         return "holds several pages or frames, of which only the first would be read; save the one that is meant as a file of its own"
     if im.mode[0] in 'IF':
-        text = "has pixels of mode {}, which would be cut off at 255; save it with 8 bits per channel, or pass window=(low, high) (--window)"
-        return text.format(im.mode) if window is None else None
+        if window is not None: return None
+        return f"has pixels of mode {im.mode}, which would be cut off at 255; save it with 8 bits per channel, or pass window=(low, high) (--window)"
     if re.search(r';(16|32)[A-Z]', str(im.tile)): return "has 16 bits per channel, of which only the upper 8 would be read; save it with 8"
     if im.mode not in _modes: return f"has pixels of mode {im.mode}; save it as RGB"
     if window is not None: return f"has 8 bits per pixel, which window={window} is not for; read such images without a window"
@@ -279,6 +284,7 @@ def _scaled(im, window, name):
     low,high = window
     return Image.fromarray(np.clip((pixels-low)*(255/(high-low)), 0, 255).round().astype(np.uint8))
 
+# %% ../nbs/datasets.ipynb #c0f77242
 def open_image(
     fn, # Path or open file of an image; arrays, tensors and Pillow images are passed on to `PILImage.create`
     window:tuple|None=None # (low, high) of pixels with more than 8 bits, scaled to 0..255; `None` refuses such images
@@ -405,7 +411,8 @@ def check(self:ImageSet,
     return self
 
 # %% ../nbs/datasets.ipynb #01e4619f
-_split_names = dict(train='train training trn trainset', valid='valid val validation validate validating dev validset valset', test='test testing tst testset')
+_split_names = dict(train='train training trn trainset', test='test testing tst testset',
+    valid='valid val validation validate validating dev validset valset validationset')
 _split_words = {w: k for k,v in _split_names.items() for w in v.split()}
 _fillers = set('set split data dataset image images img imgs folder part'.split())
 _part_words = _fillers | set(_split_words) | set('fold folds cv eval evaluation holdout heldout partition subset'.split())
@@ -422,8 +429,9 @@ def split_of(
     return None if len(words)!=1 or re.search(r'\d', name) else _split_words.get(words[0])
 
 # %% ../nbs/datasets.ipynb #0ce713d1
-image_endings = tuple('.png .jpg .jpeg .jpe .jfif .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .j2k .tga'.split()) # what Pillow reads everywhere
-_maybe_images = set('.dcm .dicom .ima .nii .nii.gz .mha .mhd .nrrd .heic .heif .avif .npy .npz .svs .ndpi .raw .dng .exr .psd'.split()) | {'no ending'}
+# what Pillow reads everywhere
+image_endings = tuple('.png .jpg .jpeg .jpe .jfif .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .j2k .tga'.split())
+_maybe_images = {'no ending', *'.dcm .dicom .ima .nii .nii.gz .mha .mhd .nrrd .heic .heif .avif .npy .npz .svs .ndpi .raw .dng .exr .psd'.split()}
 
 def _ending(name):
     "Ending of a file name in lower case: '.jpg', '.nii.gz'"
@@ -442,9 +450,10 @@ def _walk(folder, above, left):
     for e in os.scandir(folder):
         if _is_hidden(e.name): left['hidden'] += 1
         elif e.is_dir(): yield from _walk(e.path, [*above, real], left)
-        elif e.name.lower().endswith(image_endings): yield os.path.realpath(e.path) if e.is_symlink() else os.path.join(real, e.name),Path(e.path)
-        else: left[_ending(e.name)] += 1
+        elif not e.name.lower().endswith(image_endings): left[_ending(e.name)] += 1
+        else: yield os.path.realpath(e.path) if e.is_symlink() else os.path.join(real, e.name),Path(e.path)
 
+# %% ../nbs/datasets.ipynb #188fb1c3
 def find_images(
     path:str|Path, # Folder, searched at any depth
     above=() # Real paths of folders that links must not lead back to
@@ -460,7 +469,8 @@ def _count_text(left): return ', '.join(f'{n} {k}' for k,n in sorted(left.items(
 def _left_out(left, where):
     "A note on files that are left out, and a warning if they may be images"
     maybe = Counter({k: n for k,n in left.items() if k in _maybe_images})
-    if maybe: warnings.warn(f"files below {where} that may be images are not read: {_count_text(maybe)}. Save them as PNG or JPEG.", stacklevel=3)
+    text = f"files below {where} that may be images are not read: {_count_text(maybe)}. Save them as PNG or JPEG."
+    if maybe: warnings.warn(text, stacklevel=3)
     return [f"left out: {_count_text(left)}"] if left else []
 
 # %% ../nbs/datasets.ipynb #f9efd7c3
@@ -470,7 +480,8 @@ def _resembling(folders):
     "Folders that look like a split or another part of a data set, and not like a class"
     words = {o: _words(o.name) for o in folders}
     whole = [o for o,ws in words.items() if ws and set(ws)<=_part_words] # fold1, test2, images_001
-    mixed = {o: {_split_words[w] for w in ws if w in _split_words} for o,ws in words.items() if o not in whole} # train_cats, but also train_station
+    # train_cats, but also train_station
+    mixed = {o: {_split_words[w] for w in ws if w in _split_words} for o,ws in words.items() if o not in whole}
     several = len(set().union(*mixed.values()))>1
     return whole + [o for o,ks in mixed.items() if ks and (several or _subfolders(o))]
 
@@ -482,8 +493,10 @@ def _layout(path):
         both = ' and '.join(f'{o.name}/' for o in reversed(v))
         if len(v)>1: raise ValueError(f"{path} has both {both}, which are names of the split {k}; keep one of them.")
     res,beside = {k: v[0] for k,v in by.items() if v},[o for o in folders if not split_of(o.name)]
-    if res and 'train' not in res: raise ValueError(f"{path} has the folder {[*res.values()][0].name}/ but no train/; name the training folder train.")
+    if res and 'train' not in res:
+        raise ValueError(f"{path} has the folder {[*res.values()][0].name}/ but no train/; name the training folder train.")
     odd = _resembling(beside)
+    if len(folders)==1 and odd==folders: raise ValueError(f"{path} holds the single folder {odd[0].name}/; pass {odd[0]}.")
     if res:
         classes = {o.name for o in _subfolders(res['train'])}
         odd += [o for o in beside if o not in odd and classes & {c.name for c in _subfolders(o)}]
@@ -492,6 +505,7 @@ def _layout(path):
     hidden = [o for o in path.iterdir() if o.is_dir() and _is_hidden(o.name)]
     return (res, beside+hidden) if res else (dict(train=path), hidden)
 
+# %% ../nbs/datasets.ipynb #58265d2b
 def _class_images(split, folder, root):
     "Images of each class folder in the folder of a split, {class folder: {real path: path}}, and what is left out"
     above = [os.path.realpath(root), os.path.realpath(folder)]
@@ -504,7 +518,9 @@ def _class_images(split, folder, root):
     _complain("Class folders that hold splits", torn, "Arrange them the other way round, as train/<class>/ and test/<class>/.")
     return {d: fs for d,(fs,_) in found.items()},sum((left for _,left in found.values()), _files_beside(folder, 'class'))
 
-def _files_beside(folder, what): return Counter(f"{_ending(o.name)} beside {what} folders" for o in folder.iterdir() if o.is_file() and not _is_hidden(o.name))
+def _files_beside(folder, what):
+    "Files in `folder` that are in no class or split, counted by ending"
+    return Counter(f"{_ending(o.name)} beside {what} folders" for o in folder.iterdir() if o.is_file() and not _is_hidden(o.name))
 
 def _each_once(rows, root):
     "Raise real files that links bring into two classes or splits"
@@ -519,19 +535,20 @@ _number = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?', re.ASCII)
 def _number_keys(names, arg):
     "What sorts `names` by number if all are numbers, or differ in one number alone; else `None`"
     if all(map(_number.fullmatch, names)):
-        if len(set(map(Decimal, names)))<len(names): raise ValueError(f"{arg} write the same number in two ways: {names}; write each class in one way.")
+        if len(set(map(Decimal, names)))<len(names):
+            raise ValueError(f"{arg} write the same number in two ways: {names}; write each class in one way.")
         return {o: Decimal(o) for o in names}
     cut = {o: re.fullmatch(r'(\D*)(\d+)(\D*)', o, re.ASCII) for o in names}
     if all(cut.values()) and len({(m[1], m[3]) for m in cut.values()})==1: return {o: Decimal(m[2]) for o,m in cut.items()}
 
 def _as_vocab(vocab, labels, ordinal, arg):
-    "The classes in order: `vocab`, or the labels by number or as text; as text they have no order that `ordinal` could mean, unless they are single letters"
+    "The classes in order: `vocab`, or the labels by number or as text, which is no order of grades but for single letters"
     if vocab is not None: return [str(o) for o in vocab]
     res = sorted(set(labels))
     keys = _number_keys(res, arg)
     if ordinal and not keys and max(map(len, res), default=0)>1:
-        raise ValueError(f"ordinal=True needs the order of the classes, which their names do not say; alphabetically it would be {', '.join(res)}. "
-            "Pass vocab=[...], the lowest grade first (--order).")
+        raise ValueError("ordinal=True needs the order of the classes, which their names do not say; "
+            f"alphabetically it would be {', '.join(res)}. Pass vocab=[...], the lowest grade first (--order).")
     return sorted(res, key=keys.get) if keys else res
 
 # %% ../nbs/datasets.ipynb #bc1d593b
@@ -557,17 +574,20 @@ def from_folder(
     notes += [f"folders left out: {', '.join(f'{o.name}/' for o in beside)}"] if beside else []
     notes += _left_out(left, path)
     names = [f.relative_to(path).as_posix() for _,_,_,f in rows]
-    return ImageSet([f for _,_,_,f in rows], [vocab.index(c) for _,c,_,_ in rows], vocab, names, splits, ordinal, notes=notes, window=window)
+    labels = [vocab.index(c) for _,c,_,_ in rows]
+    return ImageSet([f for _,_,_,f in rows], labels, vocab, names, splits, ordinal, notes=notes, window=window)
 
 # %% ../nbs/datasets.ipynb #a3fbfe09
 def _decoded_text(path):
     "The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark"
     raw = path.read_bytes()
-    marks = {codecs.BOM_UTF8:'utf-8-sig', codecs.BOM_UTF32_LE:'utf-32', codecs.BOM_UTF32_BE:'utf-32', codecs.BOM_UTF16_LE:'utf-16', codecs.BOM_UTF16_BE:'utf-16'}
-    try: text = raw.decode(next((v for k,v in marks.items() if raw.startswith(k)), 'utf-8'))
+    marks = [('utf-8-sig', codecs.BOM_UTF8), ('utf-32', codecs.BOM_UTF32_LE), ('utf-32', codecs.BOM_UTF32_BE),
+        ('utf-16', codecs.BOM_UTF16_LE), ('utf-16', codecs.BOM_UTF16_BE)] # the mark of UTF-32 begins with that of UTF-16
+    try: text = raw.decode(next((k for k,v in marks if raw.startswith(v)), 'utf-8'))
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not a UTF-8 text file ({e}), but perhaps Latin-1 or Windows-1252; save it as CSV in UTF-8.") from e
-    if '\0' in text: raise ValueError(f"{path} holds NUL bytes, as binary files and UTF-16 without a byte order mark do; save it as CSV in UTF-8.")
+    if '\0' in text:
+        raise ValueError(f"{path} holds NUL bytes, as binary files and UTF-16 without a byte order mark do; save it as CSV in UTF-8.")
     return text
 
 def _delimiter(text):
@@ -581,7 +601,7 @@ def _records(text, d, name):
     lines = (raw.append(o) or o for o in io.StringIO(text, newline=''))
     cell = rf'(?:"(?:[^"]|"")*"|[^"{d}\r\n]*)'
     whole = re.compile(rf'{cell}(?:{d}{cell})*[\r\n]*')
-    bad = "{} has a quote that is not closed or stands inside a cell, in row {}: {!r}. Put the cell in quotes, and double the quotes inside it."
+    bad = "{} has a quote that is not closed or stands inside a cell, in row {}: {!r}. Quote the whole cell, and double quotes inside it."
     try:
         for r in csv_reader(lines, delimiter=d, strict=True):
             if '"' in (text := ''.join(raw)) and not whole.fullmatch(text): raise CSVError
@@ -590,6 +610,7 @@ def _records(text, d, name):
     except CSVError as e: raise ValueError(bad.format(name, len(res)+1, raw[0].strip()[:60])) from e
     return res
 
+# %% ../nbs/datasets.ipynb #088d17c6
 def _csv_rows(path):
     "Header and (row number, cells) of the CSV at `path`; rows count as in a spreadsheet, the header is row 1"
     if not path.is_file(): raise ValueError(f"csv={str(path)!r} is not a file.")
@@ -598,14 +619,16 @@ def _csv_rows(path):
     rows = [(i, r) for i,r in enumerate(_records(text, d, path.name), 1) if any(r)]
     if len(rows)<2: raise ValueError(f"no images found: {path} needs a header and a row for each image.")
     head = _without_empty_end(rows.pop(0)[1], 1)
-    if len(head)<2: raise ValueError(f"{path} has the single column {head[0]!r}; it needs an image and a label column, separated by commas, semicolons or tabs.")
+    if len(head)<2:
+        raise ValueError(f"{path} has the single column {head[0]!r}; it needs an image and a label column, separated by commas, semicolons or tabs.")
     twice = [repr(c) for c,n in Counter(head).items() if c and n>1]
     _complain(f"Columns that {path.name} has twice", twice, "Give each column a name of its own.")
     rows = [(i, _without_empty_end(r, len(head))) for i,r in rows]
     _complain(f"Rows of {path.name} that do not have {len(head)} cells as the header does", [f"row {i} ({len(r)})" for i,r in rows if len(r)!=len(head)],
         "Put cells that hold a comma into quotes.")
     swallowed = lambda c: any(l.count(d)>=len(head)-1 for l in c.splitlines()[1:])
-    _complain(f"Cells of {path.name} that hold whole rows", [f"row {i}" for i,r in rows if any(map(swallowed, r))], "Is a quote missing there?")
+    full = [f"row {i}" for i,r in rows if any(map(swallowed, r))]
+    _complain(f"Cells of {path.name} that hold whole rows", full, "Is a quote missing there?")
     return head,rows
 
 def _without_empty_end(cells, least):
@@ -616,18 +639,20 @@ def _without_empty_end(cells, least):
 _truth = {**dict.fromkeys(('1', '1.0', 'true', 't', 'yes', 'y'), True), **dict.fromkeys(('0', '0.0', 'false', 'f', 'no', 'n'), False)}
 
 # %% ../nbs/datasets.ipynb #004fe6ae
-_image_names = set('image images img filename file filepath path name imagename imageid imageindex imagefile imagefilename imagepath imgname imgid imgpath imgfile '
-    'idcode isicid fname videofile photo picture'.split())
-_label_names = set('label labels class classes classname classid labelname labelid target targets diagnosis grade grades level dx category categories '
-    'y finding findings disease groundtruth'.split())
-_no_label = set('split fold folds cv set subset partition phase usage valid train test patient subject participant person case group study series exam visit '
-    'path file filename filepath dir folder url image images img id ids uid uuid index idx name patientid subjectid imageid'.split())
+_image_names = set("""image images img filename file filepath path name imagename imageid imageindex imagefile imagefilename imagepath
+    imgname imgid imgpath imgfile idcode isicid fname videofile photo picture""".split())
+_label_names = set("""label labels class classes classname classid labelname labelid target targets diagnosis grade grades level dx
+    category categories y finding findings disease groundtruth""".split())
+_no_label = set("""split fold folds cv set subset partition phase usage valid train test patient subject participant person case group
+    study series exam visit path file filename filepath dir folder url image images img id ids uid uuid index idx name
+    patientid subjectid imageid""".split())
 _split_columns = set('split subset partition phase set usage'.split())
 
 def _key(name): return re.sub(r'[\W_]', '', name).lower()
 def _list(names): return ', '.join(map(repr, names))
 def _cells(rows, i): return [r[i] for _,r in rows]
 
+# %% ../nbs/datasets.ipynb #87995e4e
 def _column(head, col, arg):
     "Index of a column that an argument names, or `None`"
     if not col: return None
@@ -641,18 +666,21 @@ def _endings(root, cell):
 
 def _is_bare(root, cell): return not cell.lower().endswith(image_endings) and not (root/cell).is_file()
 
+# %% ../nbs/datasets.ipynb #d0033f4d
 def _find_suffix(root, cells, suffix):
     "The ending that is added to cells without one: `suffix`, or the one with which they are files"
     if suffix: return suffix if '.' in suffix else f'.{suffix}'
     bare = [c for c in cells[:20] if _is_bare(root, c)]
     found = sorted({e for c in bare for e in _endings(root, c)})
-    if len(found)>1: raise ValueError(f"images such as {bare[0]!r} have no ending in the CSV, and below {root} they have {_list(found)}; write the endings into the CSV, or pass suffix=.")
+    if len(found)>1:
+        raise ValueError(f"images such as {bare[0]!r} have no ending in the CSV, and below {root} they have {_list(found)}; "
+            "write the endings into the CSV, or pass suffix= (--suffix).")
     return found[0] if found else ''
 
 def _check_header(path, head, root):
     "Raise what shows that the first line is not a header"
-    known = _image_names | _label_names
-    odd = [c for c in head if c.lower().endswith(image_endings) or _key(c) not in known and ((root/c).is_file() or _endings(root, c))]
+    is_header = any(_key(c) in _image_names | _label_names for c in head)
+    odd = [c for c in head if c.lower().endswith(image_endings) or not is_header and c and ((root/c).is_file() or _endings(root, c))]
     _complain(f"{path.name} has no header: its first line names images", odd, "Put a line such as image,label above it.")
 
 def _image_column(path, head, rows, root, suffix, taken):
@@ -664,16 +692,19 @@ def _image_column(path, head, rows, root, suffix, taken):
         hit = [i for i in range(len(head)) if any(is_image(r[i]) for _,r in rows[:20])]
         if good := [i for i in named if i in hit]: return good[0]
         hit = [i for i in hit if i not in taken]
-        if len(hit)>1: raise ValueError(f"columns {_list(head[i] for i in hit)} of {path.name} all hold images; name the one to use by image_col= (--image).")
+        names = _list(head[i] for i in hit)
+        if len(hit)>1: raise ValueError(f"columns {names} of {path.name} all hold images; name the one to use by image_col= (--image).")
         if hit: return hit[0]
     return named[0] if named else next(i for i,c in enumerate(head) if c)
 
+# %% ../nbs/datasets.ipynb #24f393cc
 def _split_column(path, head, rows, free):
     "Index of the column that names splits, or `None`: by its cells, or by its name, so that a cell that names no split is found"
     found = [i for i in free if all(map(split_of, _cells(rows, i)))]
-    named = [i for i in free if _key(head[i])=='split'] or [i for i in free if _split_columns & {*_words(head[i])} and any(map(split_of, _cells(rows, i)))]
-    res = named or found
-    if len(res)>1: raise ValueError(f"columns {_list(head[i] for i in res)} of {path.name} all name splits; name the one to use by split_col= (--split).")
+    partly = [i for i in free if _split_columns & {*_words(head[i])} and any(map(split_of, _cells(rows, i)))]
+    res = [i for i in free if _key(head[i])=='split'] or partly or found
+    names = _list(head[i] for i in res)
+    if len(res)>1: raise ValueError(f"columns {names} of {path.name} all name splits; name the one to use by split_col= (--split).")
     return res[0] if res else None
 
 def _label_columns(path, head, rows, free):
@@ -684,14 +715,16 @@ def _label_columns(path, head, rows, free):
     may = [i for i in free if not _no_label & {*_words(head[i])}]
     if not named and len(may)==len(free)==1: return may
     if not named and len(may)>1 and all(c in ('0', '1', '0.0', '1.0') for i in may for c in _cells(rows, i)): return may
-    raise ValueError(f"{path.name} does not say which column is the label: {'several' if named else 'none'} of its columns {_list(c for c in head if c)} "
-        f"{'have' if named else 'has'} a name such as label, class, diagnosis or grade. Name it by label_col= (--label).")
+    how_many,names = 'several' if named else 'none',_list(c for c in head if c)
+    raise ValueError(f"{path.name} does not say which column is the label: {how_many} of its columns {names} "
+        "is called label, class, diagnosis, grade or the like. Name it by label_col= (--label).")
 
 def _onehot_labels(path, head, rows, cols):
     "The column that is 1 in each row"
     hot = [[r[i][0]=='1' for i in cols] for _,r in rows]
     odd = [f"row {i} has {sum(h)}" for (i,_),h in zip(rows, hot) if sum(h)!=1]
-    _complain(f"Columns {_list(head[i] for i in cols)} of {path.name} look like one-hot labels, but do not have exactly one 1 in each row", odd,
+    names = _list(head[i] for i in cols)
+    _complain(f"Columns {names} of {path.name} look like one-hot labels, but do not have exactly one 1 in each row", odd,
         "An image has one label here; to learn one of these columns name it by label_col= (--label).")
     return [head[cols[h.index(True)]] for h in hot]
 
@@ -699,12 +732,15 @@ def _onehot_labels(path, head, rows, cols):
 def _check_labels(rows, x, labels, vocab, where):
     "Raise labels that are missing, run over lines, or are several in one"
     known = set(labels)
-    several = lambda o: any(len(ps := [p for p in o.split(s) if p.strip()])>1 and (s in '|;' or {p.strip() for p in ps}<=known) for s in '|;,+/& ' if s in o)
+    parts = lambda o,s: [p.strip() for p in o.split(s) if p.strip()]
+    several = lambda o: any(len(ps := parts(o, s))>1 and (s in '|;' or {*ps}<=known) for s in '|;,+/& ')
     missing = [f"row {i} ({r[x]})" for (i,r),o in zip(rows, labels) if o.lower() in ('', 'nan') and o not in (vocab or ())]
     _complain(f"Missing labels{where}", missing, "Fill them in or remove the rows.")
-    _complain(f"Labels of several lines{where}", [f"row {i} ({o!r})" for (i,_),o in zip(rows, labels) if len(o.splitlines())>1], "Is a quote missing there?")
+    torn = [f"row {i} ({o!r})" for (i,_),o in zip(rows, labels) if len(o.splitlines())>1]
+    _complain(f"Labels of several lines{where}", torn, "Is a quote missing there?")
     odd = [f"row {i} ({o!r})" for (i,_),o in zip(rows, labels) if several(o) and o not in (vocab or ())]
-    _complain(f"Several labels in one cell{where}", odd, "An image has one label here; if these are names of classes, pass all of them as vocab.")
+    _complain(f"Several labels in one cell{where}", odd,
+        "An image has one label here; if these are names of classes, pass the names of all as vocab= (--order).")
 
 def _csv_splits(path, head, rows, v, s):
     "Row indices of each split, by a column of true and false or of names"
@@ -730,14 +766,15 @@ def _find_files(csv, rows, x, root, suffix):
     twice = [f"row {i} ({c}, as in row {first[f]})" for (i,_),c,f in zip(rows, cells, files) if first[f]!=i]
     _complain(f"Images that {csv.name} lists twice", twice, "Keep one row for each image.")
     gone = [f"row {i} ({c})" for (i,_),c,f in zip(rows, cells, files) if not f.is_file()]
-    _complain(f"Images of {csv.name} that are missing below {root}", gone, "Is images= the right folder, image_col= (--image) the right column, "
-        "and do names have their ending, such as .jpg, or suffix= (--suffix)?")
+    _complain(f"Images of {csv.name} that are missing below {root}", gone,
+        "Is images= the right folder, image_col= (--image) the right column, and do names have their ending, such as .jpg, or suffix= (--suffix)?")
     return files
 
+# %% ../nbs/datasets.ipynb #807154ef
 def _unlisted(files):
     "Number of images that lie beside the listed ones and are not listed"
-    beside = sum(not _is_hidden(e.name) and e.name.lower().endswith(image_endings) for d in {f.parent for f in files} for e in os.scandir(d))
-    return beside - sum(f.name.lower().endswith(image_endings) for f in files)
+    is_image = lambda name: name.lower().endswith(image_endings) and not _is_hidden(name)
+    return sum(is_image(e.name) for d in {f.parent for f in files} for e in os.scandir(d)) - sum(is_image(f.name) for f in files)
 
 def _csv_notes(head, cols, suffix, files):
     "What was taken from a CSV and what was not"
@@ -753,7 +790,7 @@ def from_csv(
     csv:str|Path, # CSV file with a header, UTF-8, separated by commas, semicolons or tabs
     images:str|Path|None=None, # Folder that the image column is relative to; `None` takes the folder of the CSV
     image_col:str|None=None, # Name of the column of images; `None` finds it by its name or its cells
-    label_col:str|None=None, # Name of the column of labels; `None` takes the one named label, class, diagnosis, grade or the like, the last of two, or one-hot columns
+    label_col:str|None=None, # Name of the column of labels; `None` takes one called label, class, grade or the like, the last of two, or one-hot columns
     valid_col:str|None=None, # Name of a column that is true for validation images; `None`: no validation part, unless a column names splits
     group_col:str|None=None, # Name of a column that says what each image was taken of, such as the patient; `None`: unknown
     vocab=None, # Labels in the order of the class ids; `None` sorts them, numbers as numbers
@@ -775,10 +812,12 @@ def from_csv(
     free = [i for i,c in enumerate(head) if c and i not in (x, y, v, g, s)]
     if split_col is None: s = _split_column(path, head, rows, [i for i in free if y is not None or _key(head[i]) not in _label_names])
     if v is not None and s is not None:
-        raise ValueError(f"columns {head[v]!r} and {head[s]!r} of {path.name} both make splits; leave out valid_col, or pass split_col='' (--split '').")
+        raise ValueError(f"columns {head[v]!r} and {head[s]!r} of {path.name} both make splits; "
+            "leave out valid_col, or pass split_col='' (--split '').")
     ys = _label_columns(path, head, rows, [i for i in free if i!=s]) if y is None else [y]
     cols = [o for o in (x, *ys, v, g, s) if o is not None]
-    if len({*cols})<len(cols): raise ValueError(f"image, label, validation, group and split columns must differ; they are {[head[i] for i in cols]}.")
+    if len({*cols})<len(cols):
+        raise ValueError(f"image, label, validation, group and split columns must differ; they are {[head[i] for i in cols]}.")
     _complain(f"Rows of {path.name} without an image", [f"row {i}" for i,r in rows if not r[x]], "Fill them in or remove the rows.")
     labels = _cells(rows, ys[0]) if len(ys)==1 else _onehot_labels(path, head, rows, ys)
     where = f" in column {head[ys[0]]!r} of {path.name}"
@@ -786,13 +825,15 @@ def from_csv(
     if len(ys)>1 and vocab is None: vocab = [head[i] for i in ys if head[i] in labels]
     vocab = _as_vocab(vocab, labels, ordinal, 'labels')
     ids = {o:i for i,o in enumerate(vocab)}
-    _complain(f"Labels{where} that vocab does not have", [f"row {i} has {o!r}" for (i,_),o in zip(rows, labels) if o not in ids], f"vocab is {vocab}.")
+    unknown = [f"row {i} has {o!r}" for (i,_),o in zip(rows, labels) if o not in ids]
+    _complain(f"Labels{where} that vocab does not have", unknown, f"vocab is {vocab}.")
     suffix = _find_suffix(root, _cells(rows, x), suffix)
     files = _find_files(path, rows, x, root, suffix)
     named = dict(image=[x], label=ys, validation=[v], group=[g], split=[s])
     notes = _csv_notes(head, {k: [i for i in o if i is not None] for k,o in named.items()}, suffix, files)
     groups = None if g is None else _cells(rows, g)
-    return ImageSet(files, [ids[o] for o in labels], vocab, _cells(rows, x), _csv_splits(path, head, rows, v, s), ordinal, groups, notes, window)
+    splits = _csv_splits(path, head, rows, v, s)
+    return ImageSet(files, [ids[o] for o in labels], vocab, _cells(rows, x), splits, ordinal, groups, notes, window)
 
 # %% ../nbs/datasets.ipynb #91c42efc
 def _npz_part(z, part, file):

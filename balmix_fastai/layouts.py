@@ -14,7 +14,6 @@ from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from PIL import Image
 from zipfile import BadZipFile, ZipFile
 from fastcore.basics import ifnone
 from .datasets import *
