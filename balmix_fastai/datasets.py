@@ -266,7 +266,8 @@ def _mode_error(im, window):
         return "holds several pages or frames, of which only the first would be read; save the one that is meant as a file of its own"
     if im.mode[0] in 'IF':
         if window is not None: return None
-        return f"has pixels of mode {im.mode}, which would be cut off at 255; save it with 8 bits per channel, or pass window=(low, high) (--window)"
+        return (f"has pixels of mode {im.mode}, which would be cut off at 255; save it with 8 bits per channel, "
+            "or pass window=(low, high) (--window)")
     if re.search(r';(16|32)[A-Z]', str(im.tile)): return "has 16 bits per channel, of which only the upper 8 would be read; save it with 8"
     if im.mode not in _modes: return f"has pixels of mode {im.mode}; save it as RGB"
     if window is not None: return f"has 8 bits per pixel, which window={window} is not for; read such images without a window"
@@ -328,11 +329,12 @@ def describe(self:ImageSet,
     found = [_size_and_mode(self.items[i]) for i in idx]
     modes = ', '.join(f"{k} {c}" if c<len(idx) else k for k,c in Counter(m for _,m in found).most_common())
     drops = '; transparency is dropped' if any('A' in m for _,m in found) else ''
+    scaled = '' if self.window is None else f"; {self.window[0]:g} to {self.window[1]:g} become 0 to 255"
     looked = '' if len(idx)==len(self) else f' ({len(idx)} of {len(self)} looked at)'
     names = ', '.join(self.vocab[:50]) + (f' and {len(self.vocab)-50} more' if len(self.vocab)>50 else '')
     return '\n'.join([f"{len(self.vocab)} {'ordered ' if self.ordinal else ''}classes: {names}",
         *(f"{k} {len(i)} images ({'/'.join(map(str, self.counts(k)))})" for k,i in self.splits.items()),
-        f"image size {_sizes([s for s,_ in found])}, mode {modes}{drops}{looked}", *self.notes])
+        f"image size {_sizes([s for s,_ in found])}, mode {modes}{drops}{scaled}{looked}", *self.notes])
 
 # %% ../nbs/datasets.ipynb #7351846f
 def _rgb(o):
@@ -431,7 +433,8 @@ def split_of(
 # %% ../nbs/datasets.ipynb #0ce713d1
 # what Pillow reads everywhere
 image_endings = tuple('.png .jpg .jpeg .jpe .jfif .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .j2k .tga'.split())
-_maybe_images = {'no ending', *'.dcm .dicom .ima .nii .nii.gz .mha .mhd .nrrd .heic .heif .avif .npy .npz .svs .ndpi .raw .dng .exr .psd'.split()}
+_maybe_images = {'no ending', *""".dcm .dicom .ima .nii .nii.gz .mha .mhd .nrrd .heic .heif .avif .npy .npz .svs .ndpi
+    .raw .dng .exr .psd""".split()}
 
 def _ending(name):
     "Ending of a file name in lower case: '.jpg', '.nii.gz'"
@@ -620,7 +623,8 @@ def _csv_rows(path):
     if len(rows)<2: raise ValueError(f"no images found: {path} needs a header and a row for each image.")
     head = _without_empty_end(rows.pop(0)[1], 1)
     if len(head)<2:
-        raise ValueError(f"{path} has the single column {head[0]!r}; it needs an image and a label column, separated by commas, semicolons or tabs.")
+        raise ValueError(f"{path} has the single column {head[0]!r}; it needs an image and a label column, "
+            "separated by commas, semicolons or tabs.")
     twice = [repr(c) for c,n in Counter(head).items() if c and n>1]
     _complain(f"Columns that {path.name} has twice", twice, "Give each column a name of its own.")
     rows = [(i, _without_empty_end(r, len(head))) for i,r in rows]
@@ -767,7 +771,8 @@ def _find_files(csv, rows, x, root, suffix):
     _complain(f"Images that {csv.name} lists twice", twice, "Keep one row for each image.")
     gone = [f"row {i} ({c})" for (i,_),c,f in zip(rows, cells, files) if not f.is_file()]
     _complain(f"Images of {csv.name} that are missing below {root}", gone,
-        "Is images= the right folder, image_col= (--image) the right column, and do names have their ending, such as .jpg, or suffix= (--suffix)?")
+        "Is images= the right folder, image_col= (--image) the right column, and do names have their ending, such as .jpg, "
+        "or suffix= (--suffix)?")
     return files
 
 # %% ../nbs/datasets.ipynb #807154ef
@@ -790,7 +795,7 @@ def from_csv(
     csv:str|Path, # CSV file with a header, UTF-8, separated by commas, semicolons or tabs
     images:str|Path|None=None, # Folder that the image column is relative to; `None` takes the folder of the CSV
     image_col:str|None=None, # Name of the column of images; `None` finds it by its name or its cells
-    label_col:str|None=None, # Name of the column of labels; `None` takes one called label, class, grade or the like, the last of two, or one-hot columns
+    label_col:str|None=None, # Name of the column of labels; `None`: one called label, class, grade or the like, the last of two, or one-hot columns
     valid_col:str|None=None, # Name of a column that is true for validation images; `None`: no validation part, unless a column names splits
     group_col:str|None=None, # Name of a column that says what each image was taken of, such as the patient; `None`: unknown
     vocab=None, # Labels in the order of the class ids; `None` sorts them, numbers as numbers

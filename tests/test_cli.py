@@ -232,10 +232,12 @@ def test_a_column_of_splits_is_read_and_said(csv, tmp_path, capsys):
     edit(csv, lambda df: df.__setitem__('split', ['Training']*18 + ['val']*6 + ['Testing']*6))
     edit(csv, lambda df: df.pop('valid'))
     out,df = _tell(tmp_path, capsys, csv, images=tmp_path/'eyes')
-    assert df.groupby('split').name.apply(list).to_dict()==dict(valid=[f'{i}.png' for i in range(18, 24)], test=[f'{i}.png' for i in range(24, 30)])
+    assert df.groupby('split').name.apply(list).to_dict()==dict(valid=[f'{i}.png' for i in range(18, 24)],
+        test=[f'{i}.png' for i in range(24, 30)])
     first = out.splitlines()[:6]
     assert first[:4]==['3 classes: 0, 1, 2', 'train 18 images (6/6/6)', 'valid 6 images (2/2/2)', 'test 6 images (2/2/2)']
-    assert first[4]=='image size 24x24 pixels, mode RGB' and first[5]=="columns: image 'image'; label 'grade'; split 'split'; not used: 'age'"
+    assert first[4]=='image size 24x24 pixels, mode RGB'
+    assert first[5]=="columns: image 'image'; label 'grade'; split 'split'; not used: 'age'"
 
 def test_names_of_splits_in_folders_and_what_is_left_out_are_said(folder, tmp_path, capsys):
     (folder/'train').rename(folder/'Training')
@@ -244,11 +246,13 @@ def test_names_of_splits_in_folders_and_what_is_left_out_are_said(folder, tmp_pa
     (folder/'Training/dim/notes.txt').write_text('x')
     out,df = _tell(tmp_path, capsys, folder)
     assert df.groupby('split').size().to_dict()==dict(test=12, valid=7)
-    assert all(o in out for o in ('3 classes: bright, dark, dim', 'train 28 images (16/4/8)', 'train from Training/, test from Testing/', 'folders left out: unlabeled/', 'left out: 1 .txt'))
+    assert all(o in out for o in ('3 classes: bright, dark, dim', 'train 28 images (16/4/8)',
+        'train from Training/, test from Testing/', 'folders left out: unlabeled/', 'left out: 1 .txt'))
 
 def test_order_of_named_grades(folder, csv, tmp_path, capsys):
     _,df = _tell(tmp_path, capsys, folder, order='dark, dim, bright')
-    assert list(df.columns[4:])==['p_dark', 'p_dim', 'p_bright'] and 'quadratic_kappa' in json.loads((tmp_path/'run/metrics.json').read_text())['test']
+    assert list(df.columns[4:])==['p_dark', 'p_dim', 'p_bright']
+    assert 'quadratic_kappa' in json.loads((tmp_path/'run/metrics.json').read_text())['test']
     with pytest.raises(CliError, match="vocab does not have: dim"): balmix_train(folder, order='dark,bright', out=tmp_path/'no', **once)
     with pytest.raises(CliError, match='ordinal=True needs the order'): balmix_train(folder, ordinal=True, out=tmp_path/'no', **once)
     for bad in ('dark', 'dark,,dim', '"dark,dim'):
@@ -272,11 +276,14 @@ def test_image_column_and_ending(csv, tmp_path, capsys):
     assert "image 'scan'; label 'grade'; group 'lesion'; not used: 'age', 'valid'" in out and 'ending added to names: .png' in out
     with pytest.raises(CliError, match=r"missing below .*--suffix"): balmix_train(csv, suffix='.tif', out=tmp_path/'no', **kw, **once)
 
-@pytest.mark.parametrize('kw,says', [(dict(label=None), "'image', 'age', 'kind', 'valid'.*--label"), (dict(split='age'), "row 2 has '40'"), (dict(image='no'), "image_col='no' is not a column"), (dict(window='1'), 'window='),
-    (dict(window='9,3'), 'window='), (dict(window='0,99'), '8 bits per pixel'), (dict(valid_col='valid', split='valid'), 'both make splits|must differ')])
+@pytest.mark.parametrize('kw,says', [(dict(label=None), "'image', 'age', 'kind', 'valid'.*--label"),
+    (dict(split='age'), "row 2 has '40'"), (dict(image='no'), "image_col='no' is not a column"), (dict(window='1'), 'window='),
+    (dict(window='9,3'), 'window='), (dict(window='0,99'), '8 bits per pixel'),
+    (dict(valid_col='valid', split='valid'), 'both make splits|must differ')])
 def test_reading_options_that_are_refused(csv, tmp_path, kw, says):
     csv.write_text(csv.read_text().replace('grade', 'kind', 1))
-    with pytest.raises(CliError, match=says): balmix_train(csv, images=tmp_path/'eyes', out=tmp_path/'run', **{**dict(label='kind'), **once, **kw})
+    with pytest.raises(CliError, match=says):
+        balmix_train(csv, images=tmp_path/'eyes', out=tmp_path/'run', **{**dict(label='kind'), **once, **kw})
     assert not (tmp_path/'run').exists()
 
 @pytest.mark.parametrize('opt', ['image', 'suffix', 'label', 'split', 'valid_col', 'group'])
