@@ -771,8 +771,7 @@ def _find_files(csv, rows, x, root, suffix):
     _complain(f"Images that {csv.name} lists twice", twice, "Keep one row for each image.")
     gone = [f"row {i} ({c})" for (i,_),c,f in zip(rows, cells, files) if not f.is_file()]
     _complain(f"Images of {csv.name} that are missing below {root}", gone,
-        "Is images= the right folder, image_col= (--image) the right column, and do names have their ending, such as .jpg, "
-        "or suffix= (--suffix)?")
+        "Are images= and image_col= (--image) right, and do names have their ending, or suffix= (--suffix), such as '.jpg'?")
     return files
 
 # %% ../nbs/datasets.ipynb #807154ef
