@@ -42,7 +42,11 @@ def _set_rng_state(learn, s):
     for k,g in _generators(learn).items(): g.state = s[k]
 
 # %% ../nbs/checkpoint.ipynb #e995844b
-def _stateful(learn): return [cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')]
+def _stateful(learn):
+    "Callbacks that have a state, by class and number within the class"
+    cbs = [cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')]
+    names = [type(cb).__name__ for cb in cbs]
+    return {f'{n} {names[:i].count(n)+1}': cb for i,(n,cb) in enumerate(zip(names, cbs))}
 
 class Checkpoint(Callback):
     "Write log, best weights and a resumable state to `path` after each epoch"
@@ -55,7 +59,7 @@ class Checkpoint(Callback):
         self.rows,self.best,self.best_epoch = [],None,None
 
     def load(self, learn:Learner)->int: # Epochs that are done: the `start_epoch` of the fit
-        "Load the saved state into `learn`, if there is one"
+        "Load the saved state into `learn`, if there is one; generators and callbacks follow as the fit with this `Checkpoint` begins"
         if not (self.path/'state.pth').exists(): return 0
         self._state = torch.load(self.path/'state.pth', map_location=learn.dls.device, weights_only=False)
         if len(self._state['own'])!=max(num_distrib(), 1): raise ValueError(f"{self.path/'state.pth'} is of {len(self._state['own'])} processes, and there are {max(num_distrib(), 1)} now; resume with as many.")
@@ -63,7 +67,6 @@ class Checkpoint(Callback):
         learn.model.load_state_dict(self._state['model'])
         if learn.opt is None: learn.create_opt()
         learn.opt.load_state_dict(self._state['opt'])
-        for cb,o in zip(_stateful(learn), self._own['cbs']): cb.load_state_dict(o)
         return len(self.rows)
 
     @property
@@ -73,6 +76,20 @@ class Checkpoint(Callback):
         self.path.mkdir(parents=True, exist_ok=True)
         names = ['last', *self.recorder.metric_names[1:-1]]
         if self.monitor not in names: raise ValueError(f"monitor={self.monitor!r} is not recorded; choose one of {', '.join(names)}.")
+        if self._state is not None: self._restore_cbs()
+
+    def _restore_cbs(self):
+        "Give the callbacks of this fit their states"
+        cbs,states = _stateful(self.learn),self._own['cbs']
+        if not isinstance(states, dict): raise ValueError(f"{self.path/'state.pth'} was written by version 0.1.0, which did not say whose the states of callbacks are; begin the fit anew.")
+        if cbs.keys()!=states.keys():
+            raise ValueError(f"{self.path/'state.pth'} holds the state of these callbacks: {', '.join(states) or 'none'}; and this fit has: {', '.join(cbs) or 'none'}. "
+                "Resume with the callbacks of the first fit.")
+        for k,cb in cbs.items(): cb.load_state_dict(states[k])
+
+    def before_train(self):
+        if self.learn.epoch: return
+        self.rows,self.best,self.best_epoch,self._state = [],None,None,None # a fit from its start, perhaps not the first one with this callback
 
     def before_epoch(self):
         if self._state is None or self.learn.epoch!=len(self.rows): return
@@ -90,7 +107,7 @@ class Checkpoint(Callback):
         if better:
             self.best,self.best_epoch = val,self.learn.epoch
             self._write('best.pth', self._weights())
-        own = _of_all(dict(rng=_rng_state(self.learn), cbs=[cb.state_dict() for cb in _stateful(self.learn)]))
+        own = _of_all(dict(rng=_rng_state(self.learn), cbs={k: cb.state_dict() for k,cb in _stateful(self.learn).items()}))
         scaler,smooth = getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
         self._write('log.csv', pd.DataFrame(self.rows))
         self._write('state.pth', dict(model=self._weights(), opt=self.learn.opt.state_dict(), rows=self.rows, best=self.best, best_epoch=self.best_epoch,

@@ -16,7 +16,7 @@ from fastai.callback.schedule import *
 from .sampling import *
 from .sampling import _is_number
 from .data import *
-from .data import _ids_counts
+from .data import _ids_counts, _vocab
 from .losses import *
 from .heads import *
 
@@ -32,29 +32,68 @@ class _FreezeRest(Callback):
             for m in self.model.modules():
                 if isinstance(m, nn.modules.batchnorm._BatchNorm): m.train()
 
+class _FirstStage:
+    "The classifier `name` of `model` and all buffers, as they were; copied with its Learner, and pickled as `None`"
+    def __init__(self, model, name):
+        self.name,self.classifier = name,deepcopy(model.get_submodule(name))
+        self.buffers = {k: v.clone() for k,v in model.named_buffers()}
+        self.body = self._body_sum(model)
+
+    def _body_sum(self, model): return weights_sum({k: p for k,p in model.named_parameters() if not k.startswith(f'{self.name}.')})
+    def fits(self, model):
+        "Are the layers before the classifier those of the first stage?"
+        return self._body_sum(model)==self.body
+
+    def restore(self, learn):
+        replace_layer(learn.model, self.name, self.classifier)
+        own = dict(learn.model.named_buffers())
+        for k,v in self.buffers.items():
+            if k in own: own[k].data.copy_(v)
+        learn._stage1 = learn.opt = None
+
+    def __reduce__(self): return type(None),()
+    def __deepcopy__(self, memo):
+        new = object.__new__(type(self))
+        new.__dict__ = deepcopy(self.__dict__, memo)
+        return new
+
+def _first_stage(learn):
+    "What `learn` remembers of its first stage, or `None`"
+    res = learn.__dict__.get('_stage1')
+    return res if isinstance(res, _FirstStage) else None # exports of version 0.1.0 hold weights here
+
 @contextmanager
 def _stage2(learn, layer):
     "Remember the classifier and all buffers of `learn`, and put them back if the body fails"
-    if getattr(learn, '_stage1', None) is not None: raise ValueError("This learner has had a second stage already; call learn.undo_stage2() to begin another from the first.")
-    name = ifnone(layer, find_classifier(learn.model))
-    old = learn.model.get_submodule(name)
-    learn._stage1 = name,deepcopy(old),{k: v.clone() for k,v in learn.model.named_buffers()}
+    first = _first_stage(learn)
+    if first and first.fits(learn.model): raise ValueError("This learner has had a second stage already; call learn.undo_stage2() to begin another from the first.")
+    name,old = find_layer(learn.model, layer)
+    _check_classifier(learn, name, old)
+    learn._stage1 = _FirstStage(learn.model, name)
     try: yield name,old
     except BaseException:
-        learn.undo_stage2()
+        learn._stage1.restore(learn)
         raise
     learn.opt = None # it is of the layer that was; the next fit makes another
+
+def _check_classifier(learn, name, old):
+    "Raise a `ValueError` if the layer `old` cannot be the classifier of a second stage"
+    replace_layer(learn.model, name, old) # refuses a layer that has no place of its own
+    parts = name.split('.')
+    if any(isinstance(learn.model.get_submodule('.'.join(parts[:i+1])), _DisAlign) for i in range(len(parts))):
+        raise ValueError(f"The classifier {name!r} has been aligned by disalign, which stays a part of it; begin from the learner of the first stage.")
+    n,k = getattr(old, 'out_features', None),len(_vocab(learn.dls.valid) or ())
+    if n and k and n!=k: raise ValueError(f"The layer {name!r}, a {type(old).__name__}, has {n} outputs for {k} classes, so it is not the classifier; pass layer=, its name in model.named_modules().")
 
 @patch
 def undo_stage2(self:Learner)->Learner:
     "Bring back what the last second stage has changed"
-    if getattr(self, '_stage1', None) is None: raise ValueError("There is nothing to undo: this learner has had no second stage.")
-    name,old,buffers = self._stage1
-    replace_layer(self.model, name, old)
-    own = dict(self.model.named_buffers())
-    for k,v in buffers.items():
-        if k in own: own[k].data.copy_(v)
-    self._stage1 = self.opt = None
+    first = _first_stage(self)
+    if first is None: raise ValueError("There is nothing to undo: this learner has had no second stage, or was loaded after it.")
+    if not first.fits(self.model):
+        raise ValueError("The layers before the classifier have changed since the second stage, by training or learn.load, and the first classifier does not fit them. "
+            "Go on with the present one, or load the weights of the first stage.")
+    first.restore(self)
     return self
 
 # %% ../nbs/decouple.ipynb #e3519d0b

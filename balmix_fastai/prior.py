@@ -74,6 +74,8 @@ def _present(learn, labels=None):
     "The stream of `learn` and the shares of its parts as they stand: in a fit at its present step, else at the start of the next one"
     fol = _follower(learn)
     if labels is None and fol is not None and fol.stream is not None: stream,probs = fol.stream,fol.probs
+    elif not len(_unwrap(learn.dls.train).dataset):
+        raise ValueError("This learner was loaded without its training data, and its prior was not kept, as version 0.1.0 did not; set learn.dls to loaders with the training data.")
     else:
         stream = _Stream(learn, labels)
         probs = stream.probs(learn.dls.train)

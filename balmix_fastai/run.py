@@ -293,10 +293,10 @@ def _label_mass(learn):
         if isinstance(cb, PairedMixer): cb.before_fit()
     return prior_table(learn).mixing.tolist()
 
-def _correct(learn, data, out, posthoc, metric, probs, targs):
+def _correct(learn, data, out, tta, posthoc, metric, probs, targs):
     "Fit the correction, attach it to `learn`, and save it"
     c = _posthoc[posthoc](to_np(probs), to_np(targs), output_prior(learn) if posthoc in ('logit_adjust','tau') else None, metric if metric in _scores else 'balanced_accuracy')
-    learn.attach(c.of(data.vocab))
+    learn.attach(c.of(data.vocab), tta)
     learn.correction.save(out/'correction.json')
 
 # %% ../nbs/run.ipynb #a37f417e
@@ -307,10 +307,10 @@ def _measure(learn, data, out, tta, posthoc, metric, keep, info):
     res,frames = {},[]
     for split in ('valid','test'):
         if split not in data.splits: continue
-        with learn.no_bar(): probs,targs = learn.flip_tta(dl=_split_dl(data, learn.dls, split), axes=tta)
+        with learn.no_bar(), learn.uncorrected(): probs,targs = learn.flip_tta(dl=_split_dl(data, learn.dls, split), axes=tta)
         guess = to_np(probs.argmax(1))
         if posthoc!='none':
-            if split=='valid': _correct(learn, data, out, posthoc, metric, probs, targs)
+            if split=='valid': _correct(learn, data, out, tta, posthoc, metric, probs, targs)
             guess,probs = learn.correction.predict(probs),learn.correction(probs)
         res[split] = imbalance_metrics(probs, targs, data.ordinal, guess)
         frames.append(_predictions(split, data, to_np(probs), guess))

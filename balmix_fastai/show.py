@@ -22,8 +22,9 @@ from .data import _ids_counts, _unwrap, _vocab
 from .mixup import *
 from .mixup import _check_alpha
 from .mixers import *
+from .heads import *
 from .prior import *
-from .prior import _shares, _Stream
+from .prior import _Stream
 from .schedule import *
 from .schedule import _ScheduledSampling
 from .report import _class_ticks, _figure, _shot_cols
@@ -42,7 +43,12 @@ def _class_axis(ax, order, vocab, counts=None):
     ax.spines[['top','right']].set_visible(False)
     names = [str(vocab[i]) if vocab else str(i) for i in order]
     _class_ticks(ax, names)
+    ax.set_xticks(ax.get_xticks(), [_in_figure(o.get_text()) for o in ax.get_xticklabels()]) # shortened by now
     ax.set(xlim=(-.6, len(order)-.4), xlabel='class, most frequent first')
+
+def _in_figure(name):
+    "`name` as matplotlib shows it literally: a dollar is no mathematics, and a first underscore does not leave it out of a legend"
+    return (' ' if str(name).startswith('_') else '')+str(name).replace('$', r'\$')
 
 def _width(k): return min(max(4, 2.5+.28*k), 9)
 
@@ -119,7 +125,7 @@ def plot_prior(
         same.setdefault(old or k, []).append(k)
     marks = 'osD^vP' if len(t)<40 else ['']*6
     for k,c,m,ls in zip(seen, ['.3','#0072b2','#e69f00','#d55e00','#009e73','#cc79a7'], marks, ['-','--','-.',':','-','--']):
-        ax.plot(np.arange(len(t)), t[k].values[order], color=c, marker=m, ms=5, ls=ls, lw=1.4, label=' = '.join(same[k]))
+        ax.plot(np.arange(len(t)), t[k].values[order], color=c, marker=m, ms=5, ls=ls, lw=1.4, label=_in_figure(' = '.join(map(str, same[k]))))
     _log_axis(ax, 'share of the class')
     _class_axis(ax, order, v)
     ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1,.5))
@@ -146,6 +152,22 @@ def _mixer(learn):
     return res[0]
 
 def _copy_cbs(learn, cbs): return [deepcopy(cb, {id(learn): learn}) for cb in cbs]
+
+@contextmanager
+def _no_trace(learn):
+    "Draw batches and seeds, and leave every generator as it was"
+    dl,states = _unwrap(learn.dls.train),get_random_states()
+    rng = getattr(dl, 'rng', None)
+    own = rng and rng.getstate()
+    drawn = getattr(getattr(dl, 'sampler', None), 'rng', None)
+    gen = drawn.bit_generator.state if isinstance(drawn, np.random.Generator) else None
+    try: yield
+    finally:
+        set_random_states(**states)
+        if rng:
+            rng.setstate(own)
+            dl.rng = rng
+        if gen: drawn.bit_generator.state = gen
 
 def _stand_in(learn, cbs):
     "A Learner with copies of `cbs` and without a network, at the start of a fit"
@@ -178,7 +200,7 @@ def _mix_once(learn, lam):
     return ims,ids,lams,_vocab(base)
 
 # %% ../nbs/show.ipynb #3754db5d
-def _short(name, n=12): return name if len(name)<=n else f'{name[:n-1]}…'
+def _short(name, n=12): return _in_figure(name if len(name:=str(name))<=n else f'{name[:n-1]}…')
 
 def _soft_label(i, j, lam, names):
     "The label of a mix, its parts in the order of items and partners"
@@ -195,9 +217,9 @@ def show_mixed_batch(self:Learner,
 )->plt.Figure:
     "Images, their partners, and what enters the network, with $\\lambda$ and the label that results"
     if lam is not None and not (_is_number(lam) and 0<=lam<=1): raise ValueError(f"lam={lam!r} must lie in [0,1], or be None to draw it.")
-    ims,ids,(lams,lams_y),v = _mix_once(self, lam)
+    with _no_trace(self): ims,ids,(lams,lams_y),v = _mix_once(self, lam)
     n = min(max_n, len(ims[0]))
-    names = [str(o) for o in (v if v else range(ids.max()+1))]
+    names = list(v) if v else range(ids.max()+1)
     h,w = ims[0].shape[-2:]
     fig,axs = plt.subplots(3, n, figsize=((size*max(1, w/h)+.1)*n+.4, 3*size*max(1, h/w)+1.25), squeeze=False, layout='constrained')
     plt.close(fig)
@@ -249,16 +271,15 @@ def plot_regions(self:Learner,
     n:int=200, # Points of the grid in each direction
     ax=None # Axes to draw in; `None` makes a figure
 )->plt.Figure:
-    "Regions of the plane by the class that is guessed, with the training points"
-    with in_order(self.dls) as dl: x,y = (torch.cat(o).cpu() for o in zip(*[(o[0].float(), o[1]) for o in dl]))
+    "Regions of the plane by the class that is predicted, with the training points"
+    with _no_trace(self), in_order(self.dls) as dl: x,y = (torch.cat(o).cpu() for o in zip(*[(o[0].float(), o[1]) for o in dl]))
     if x.ndim!=2 or x.shape[1]!=2: raise ValueError(f"plot_regions needs inputs that are points, shape (N,2), but these have shape {tuple(x.shape)}.")
     fig,ax = _figure(ax, 4, 4)
     low,high = x.min(0).values,x.max(0).values
     pad = (high-low)*.08
     g = [torch.linspace(a, b, n) for a,b in zip(low-pad, high+pad)]
-    grid = torch.stack(torch.meshgrid(*g, indexing='xy'), -1).reshape(-1, 2).to(self.dls.device)
-    self.model.eval()
-    with torch.no_grad(): p = self.model(grid).softmax(-1).cpu()
+    grid = torch.stack(torch.meshgrid(*g, indexing='xy'), -1).reshape(-1, 2).to(next(self.model.parameters()).device)
+    with in_eval(self.model): p = self.model(grid).softmax(-1).cpu()
     k = p.shape[1]
     if k>len(_region_cols): raise ValueError(f"plot_regions has colours for {len(_region_cols)} classes, not for {k}.")
     cols = np.array([to_rgb(o) for o in _region_cols[:k]])
@@ -267,7 +288,7 @@ def plot_regions(self:Learner,
     ax.imshow((cols[p.argmax(1)]*strength+(1-strength)).reshape(n, n, 3), origin='lower', extent=ends, aspect='auto', interpolation='bilinear')
     v = vocab or _vocab(_unwrap(self.dls.train)) or range(k)
     for i in np.argsort(-class_counts(y.numpy(), k), kind='stable'):
-        ax.plot(*x[y==i].T, _region_marks[i], ms=4, color=cols[i], mec='w', mew=.5, label=f'{v[i]} ({int((y==i).sum())})')
+        ax.plot(*x[y==i].T, _region_marks[i], ms=4, color=cols[i], mec='w', mew=.5, label=_in_figure(f'{v[i]} ({int((y==i).sum())})'))
     ax.set(xticks=[], yticks=[])
     ax.legend(frameon=False, fontsize=8, ncols=k, loc='lower left', bbox_to_anchor=(0,1), borderaxespad=.2, handletextpad=0, columnspacing=.8)
     return fig
@@ -284,34 +305,30 @@ def schedule_table(
     "Learning rate, `alpha`, `q` and the label mass in the course of a `fit_one_cycle`"
     if not (isinstance(n_epoch, (int, np.integer)) and n_epoch>0): raise ValueError(f"n_epoch={n_epoch!r} must be a whole number of epochs, 1 or more.")
     if not (isinstance(points, (int, np.integer)) and points>0): raise ValueError(f"points={points!r} must be a whole number, 1 or more.")
-    probe = _stand_in(learn, [cb for cb in learn.cbs if isinstance(cb, (PairedMixer, _ScheduledSampling, DeferredReweighting))])
-    probe.loss_func,probe.n_epoch,probe.n_iter = deepcopy(learn.loss_func),n_epoch,points
-    sched = combined_cos(.25, lr_max/25, lr_max, lr_max/1e5)
-    stream = _Stream(learn)
-    rows = []
-    for k in range(n_epoch*points):
-        probe.epoch,probe.iter = divmod(k, points)
-        rows.append(dict(lr=float(sched(k/(n_epoch*points)))) | _look(probe, stream))
-    v = list(prior_table(learn).index)
-    return pd.DataFrame(rows, index=pd.Index(np.arange(len(rows))/points, name='epoch')).rename(columns=dict(enumerate(v)))
+    with _no_trace(learn):
+        probe = _stand_in(learn, [cb for cb in learn.cbs if isinstance(cb, (PairedMixer, _ScheduledSampling, DeferredReweighting))])
+        probe.loss_func,probe.n_epoch,probe.n_iter,probe.training = deepcopy(learn.loss_func),n_epoch,points,True
+        probe.add_cb(FollowPrior())
+        sched,rows = combined_cos(.25, lr_max/25, lr_max, lr_max/1e5),[]
+        for k in range(n_epoch*points):
+            probe.epoch,probe.iter = divmod(k, points)
+            rows.append(_look(probe, sched))
+    return pd.DataFrame(rows, index=pd.Index(np.arange(len(rows))/points, name='epoch'))
 
-def _look(probe, stream):
-    "`alpha`, `q` and the share of each class at the step to which `probe` was set"
-    pct = (probe.epoch+probe.iter/probe.n_iter)/probe.n_epoch
-    res = {}
+def _look(probe, sched):
+    "A row of `schedule_table`, at the step to which `probe` was set"
+    pct,res = (probe.epoch+probe.iter/probe.n_iter)/probe.n_epoch,{}
     if probe.iter==0: probe.dl = probe.dls.train
     for cb in probe.cbs.sorted('order'):
-        if isinstance(cb, _ScheduledSampling) and probe.iter==0: cb.before_train()
-        if isinstance(cb, DeferredReweighting): cb.before_batch()
         if isinstance(cb, PairedMixer):
             cb._pct,on = pct,cb._mixes(pct)
             res = dict(alpha=cb._alpha_at(pct) if on else np.nan, q=(cb.q(pct) if callable(cb.q) else cb.q) if on else np.nan)
-    probs = stream.probs(probe.dl)
-    for cb in probe.cbs:
-        if not isinstance(cb, DeferredReweighting): continue
-        w = cb.loss_weights(stream.counts, _shares(probe, stream, probs)['mixing'])
-        if w is not None: weighted_loss(probe).weight = tensor(w).float()
-    return res | dict(enumerate(_shares(probe, stream, probs)['weights']))
+            continue
+        if probe.iter==0: cb.before_train()
+        if hasattr(cb, 'before_batch'): cb.before_batch()
+    res = dict(lr=float(sched(pct))) | res | dict(prior_table(probe).weights)
+    probe.follow_prior.release()
+    return res
 
 # %% ../nbs/show.ipynb #740ee55d
 @patch
@@ -325,7 +342,7 @@ def plot_schedule(self:Learner,
     fig,axs = plt.subplots(2+has, 1, figsize=(7,4+has), sharex=True, height_ratios=[3,*[1]*(1+has)], layout='constrained')
     plt.close(fig)
     for c,i in zip(plt.cm.viridis(np.linspace(0, .92, len(n))), np.argsort(-n, kind='stable')):
-        axs[0].step(t.index, mass.iloc[:,i], where='post', color=c, lw=1.4, label=str(mass.columns[i]))
+        axs[0].step(t.index, mass.iloc[:,i], where='post', color=c, lw=1.4, label=_in_figure(mass.columns[i]))
     _log_axis(axs[0], 'share of the class')
     if len(n)<=12: axs[0].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1,.5))
     if has:

@@ -2,12 +2,13 @@
 import numpy as np, pytest, torch
 from torch.nn import functional as F
 from copy import deepcopy
-from fastai.basics import Callback, DataLoaders, Datasets, ItemGetter, Learner, accuracy, load_learner, nn, set_seed, tensor
+from fastai.basics import Callback, Categorize, DataLoaders, Datasets, ItemGetter, Learner, accuracy, load_learner, nn, set_seed, tensor
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import * # fit_one_cycle, lr_find
 from balmix_fastai.decouple import *
 from balmix_fastai.heads import *
 from balmix_fastai.losses import *
-from balmix_fastai.prior import FollowPrior # losses follow it once it is imported
+import balmix_fastai.prior # losses follow the prior once it is imported
 
 def toy(counts=(120,40,12), bs=16):
     g = torch.Generator().manual_seed(0)
@@ -135,7 +136,6 @@ def test_scales_fold_into_one_layer(learn):
 def test_cosine_head_and_ldam():
     set_seed(0)
     learn = Learner(toy(), cosine_head(nn.Sequential(nn.Linear(6,12), nn.ReLU(), nn.Linear(12,3))), LDAMLoss(), metrics=accuracy, lr=.02)
-    assert any(isinstance(cb, FollowPrior) for cb in learn.cbs)
     with learn.no_bar(), learn.no_logging():
         learn.fit(4)
         assert learn.validate()[1]>.6
@@ -150,3 +150,114 @@ def test_unknown_classifier():
     net = nn.Sequential(nn.Linear(6,3), nn.Linear(3,3))
     replace_layer(net, '0', CosineLinear(6,3))
     assert isinstance(net[0], CosineLinear)
+
+def _datasets(learn):
+    "The data of `learn` as fastai's Datasets, which can be exported"
+    items,n = [*learn.dls.train_ds, *learn.dls.valid_ds],len(learn.dls.train_ds)
+    return Datasets(items, [ItemGetter(0), ItemGetter(1)], splits=(range(n), range(n, len(items)))).dataloaders(bs=16, device='cpu', num_workers=0)
+
+@pytest.mark.parametrize('name', stages)
+def test_the_first_stage_stays_out_of_pickles(learn, name, tmp_path):
+    "The marked weights of the first stage are in no file, and the loaded learner goes on from what it is"
+    learn.dls,learn.path = _datasets(learn),tmp_path
+    with torch.no_grad(): learn.model[4].bias[:] = torch.tensor([.123456789,.2,.3])
+    mark = learn.model[4].bias.detach()[:1].numpy().tobytes()
+    stages[name](learn)
+    kept = any((v.numpy().tobytes().find(mark)>=0) for v in learn.model.state_dict().values()) # DisAlign and the scales keep the bias
+    learn.export('e.pkl')
+    assert kept or mark not in (tmp_path/'e.pkl').read_bytes()
+    back = load_learner(tmp_path/'e.pkl')
+    back.dls = learn.dls
+    with pytest.raises(ValueError, match='nothing to undo'): back.undo_stage2()
+    before = state(back)
+    if name=='disalign':
+        with pytest.raises(ValueError, match='disalign'): back.retrain_classifier(1, seed=0)
+        return
+    back.retrain_classifier(1, seed=0)
+    assert not torch.equal(before['4.weight'], state(back)['4.weight'])
+    back.undo_stage2()
+    assert all(torch.equal(v, state(back)[k]) for k,v in before.items())
+
+def test_no_growth_by_a_second_stage(learn, tmp_path):
+    "The classifier has 240 kB"
+    learn = Learner(_datasets(learn), nn.Sequential(nn.Linear(6, 20_000), nn.Linear(20_000, 3)), CELoss(), path=tmp_path).remove_cb(ProgressCallback)
+    learn.export('a.pkl')
+    learn.retrain_classifier(1, seed=0)
+    learn.export('b.pkl')
+    assert (tmp_path/'b.pkl').stat().st_size<(tmp_path/'a.pkl').stat().st_size+2000
+
+def _fit(learn): learn.fit(1)
+def _last_only(learn): learn.model[4].bias.data += 1
+def _swap(learn): learn.model[0] = nn.Linear(6, 12)
+@pytest.mark.parametrize('change', [_fit, lambda o: o.load('other'), _swap, lambda o: o.fit_one_cycle(1), lambda o: o.model[1].weight.data.mul_(1.0001)])
+def test_undo_is_refused_on_another_body(learn, change, tmp_path):
+    learn.path = tmp_path
+    start = state(learn)
+    learn.model[0].weight.data += 1
+    learn.save('other')
+    learn.model.load_state_dict(start)
+    learn.retrain_classifier(1, seed=0)
+    with learn.no_logging(): change(learn)
+    now = state(learn)
+    with pytest.raises(ValueError, match='have changed since'): learn.undo_stage2()
+    assert all(torch.equal(v, state(learn)[k]) for k,v in now.items()), 'nothing is mixed'
+    learn.retrain_classifier(1, seed=0).undo_stage2() # the next stage begins from here
+    assert all(torch.equal(v, state(learn)[k]) for k,v in now.items())
+
+@pytest.mark.parametrize('change', [_last_only, lambda o: o.validate(), lambda o: o.get_preds(), lambda o: o.lr_find(show_plot=False, num_it=5), lambda o: o.export('x.pkl'), deepcopy])
+def test_undo_still_works_on_the_same_body(learn, change, tmp_path):
+    learn.dls,learn.path = _datasets(learn),tmp_path
+    before = state(learn)
+    learn.scale_classifier(1, seed=0)
+    with learn.no_logging(): change(learn)
+    learn.undo_stage2()
+    assert all(torch.equal(v, state(learn)[k]) for k,v in before.items())
+
+def test_a_copy_is_undone_by_itself(learn):
+    before = state(learn)
+    learn.retrain_classifier(1, seed=0)
+    second = state(learn)
+    deepcopy(learn).undo_stage2()
+    assert all(torch.equal(v, state(learn)[k]) for k,v in second.items())
+    other = deepcopy(learn).undo_stage2()
+    assert all(torch.equal(v, state(other)[k]) for k,v in before.items())
+
+@pytest.mark.parametrize('name', ['retrain','lws','tau','ncm','disalign','mislas'])
+def test_a_network_that_is_the_classifier(name):
+    "Nothing lies before it that could stay as it is"
+    learn = Learner(toy(), nn.Linear(6, 3), CELoss()).remove_cb(ProgressCallback)
+    before = state(learn)
+    with pytest.raises(ValueError, match='whole network.*nn.Sequential'): stages[name](learn)
+    assert all(torch.equal(v, state(learn)[k]) for k,v in before.items()) and getattr(learn, '_stage1', None) is None
+
+def test_a_layer_that_is_not_the_classifier(learn):
+    learn.dls = Datasets(range(90), [lambda i: torch.zeros(6), [lambda i: 'abc'[i%3], Categorize()]], n_inp=1).dataloaders(bs=16, device='cpu', num_workers=0)
+    with pytest.raises(ValueError, match="'0', a Linear, has 12 outputs for 3 classes"): learn.retrain_classifier(1, layer='0')
+    with pytest.raises(ValueError, match="layer='5' is not the name of a layer"): learn.tau_normalize(1., layer='5')
+
+def test_a_named_classifier_need_not_be_found(learn):
+    "`layer=` is the way out where `find_classifier` refuses"
+    learn.model.add_module('5', nn.LayerNorm(3))
+    for f in (lambda: find_classifier(learn.model), lambda: learn.tau_normalize(1.)):
+        with pytest.raises(ValueError, match="'5', is of type LayerNorm"): f()
+    learn.tau_normalize(1., layer='4')
+    assert features(learn.model, learn.dls.valid, '4')[0].shape==(120,12)
+
+@pytest.mark.parametrize('make,name', [(lambda o: o, 'fc'), (nn.DataParallel, 'module.fc'), (nn.Sequential, '0.fc'), (lambda o: nn.Sequential(o, nn.Linear(3, 5)), '1')])
+def test_classifiers_of_timm(make, name):
+    import timm
+    net = make(timm.create_model('resnet18', num_classes=3))
+    assert find_classifier(net)==name
+    assert isinstance(cosine_head(net).get_submodule(name), CosineLinear) and find_classifier(net)==name
+
+@pytest.mark.parametrize('arch,says', [('deit_tiny_distilled_patch16_224', '2 classifiers, head, head_dist'), ('crossvit_tiny_240', '2 classifiers'), ('resnetv2_50', "'head.fc', is of type Conv2d.*linear head")])
+def test_classifiers_that_are_not_one_linear_layer(arch, says):
+    import timm
+    net = timm.create_model(arch, num_classes=3)
+    for o in (net, nn.Sequential(net)):
+        with pytest.raises(ValueError, match=says if o is net else 'classifiers|Conv2d'): find_classifier(o)
+
+@pytest.mark.parametrize('f,says', [(lambda: cosine_head(nn.Linear(6, 3)), r'nn\.Sequential\(model\)'), (lambda: replace_layer(nn.Linear(6, 3), '', nn.Linear(6, 2)), r'nn\.Sequential\(model\)'),
+    (lambda: replace_layer(nn.Sequential(nn.Linear(6, 3)), '1', nn.Linear(6, 2)), "layer='1'"), (lambda: cosine_head(nn.Sequential(nn.Conv2d(3, 3, 1)), '0'), 'Conv2d'), (lambda: find_classifier(nn.ReLU()), 'no layer with parameters')])
+def test_heads_that_cannot_be_replaced(f, says):
+    with pytest.raises(ValueError, match=says): f()

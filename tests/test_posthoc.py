@@ -1,12 +1,20 @@
 "Post-hoc corrections: against Bayes' rule, scikit-learn, brute force; objects that travel and refuse."
-import json
+import json, subprocess, sys
+from copy import deepcopy
 import numpy as np, pytest, scipy.optimize as sco, sklearn.metrics as skm, torch
 from hypothesis import given, settings, strategies as hs
 from sklearn.linear_model import LogisticRegression
-from fastai.basics import Categorize, Datasets, Learner, nn, load_learner, set_seed
+from fastai.basics import Categorize, CrossEntropyLossFlat, Datasets, ItemGetter, Learner, RandomSplitter, nn, load_learner, set_seed
 from fastai.callback.progress import *
-from balmix_fastai.losses import CELoss
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.interpret import ClassificationInterpretation
+from fastai.layers import Flatten
+from fastai.vision.data import ImageBlock
+from balmix_fastai.decouple import *
+from balmix_fastai.losses import BalancedSoftmaxLoss, CELoss
 from balmix_fastai.metrics import ece, nll
+from balmix_fastai.mixup import BalancedMixUp
+from balmix_fastai.prior import output_prior, prior_table, training_prior
 from balmix_fastai.posthoc import *
 from balmix_fastai.posthoc import _best_cut
 
@@ -155,3 +163,196 @@ def test_travels_with_the_learner(tmp_path):
         learn.attach(fit_cuts(p, y))
         q,g,t = learn.corrected_preds(dl=dl)
         assert torch.allclose(q, p) and g.dtype==torch.int64
+
+# --- attached corrections, on images
+
+_prior = np.array([.5,.3,.2])
+def _images(n=30): return [(np.random.default_rng(i).integers(0, 256, (6,8,3), dtype=np.uint8), 'abc'[i%3]) for i in range(n)]
+
+@pytest.fixture
+def pics(tmp_path):
+    "A learner on small images to which flips matter, and its plain probabilities of the validation images, by hand, for each kind of flips"
+    set_seed(5)
+    block = DataBlock((ImageBlock, CategoryBlock), get_x=ItemGetter(0), get_y=ItemGetter(1), splitter=RandomSplitter(seed=0, valid_pct=.5))
+    dls = block.dataloaders(_images(), bs=4, num_workers=0, device='cpu')
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Flatten(), nn.Linear(4*4*6, 3))
+    with torch.no_grad(): net[-1].weight.mul_(8)
+    learn = Learner(dls, net, CrossEntropyLossFlat(), path=tmp_path, lr=.01).remove_cb(ProgressCallback)
+    x = torch.stack([torch.tensor(np.asarray(o[0])).permute(2,0,1)/255 for o in dls.valid.items])
+    dims = dict(none=[[]], h=[[],[3]], hv=[[],[3],[2],[2,3]])
+    with torch.no_grad(): by_hand = {k: torch.stack([net.eval()(x.flip(d)).softmax(1) for d in v]).mean(0).double().numpy() for k,v in dims.items()}
+    return learn,by_hand
+
+def _bayes(p):
+    "Probabilities for equal shares, written out"
+    p = p/_prior
+    return p/p.sum(1, keepdims=True)
+
+def _ways(learn, items):
+    "Probabilities and decisions by every call that predicts"
+    dl = learn.dls.test_dl(items)
+    p,_,d = learn.get_preds(dl=dl, with_decoded=True)
+    inp,p2,_,d2 = learn.get_preds(dl=dl, with_decoded=True, with_input=True)
+    p3,d3,_ = learn.corrected_preds(dl=dl)
+    one = [learn.predict(o) for o in items]
+    return dict(get_preds=(p,d), with_input=(p2,d2), corrected_preds=(p3,d3), predict=(torch.stack([o[2] for o in one]), torch.stack([o[1] for o in one])),
+        names=(p, [list(learn.dls.vocab).index(o[0]) for o in one]))
+
+@pytest.mark.parametrize('axes', ['none','h','hv'])
+@pytest.mark.parametrize('kind', ['prior','cuts'])
+def test_all_ways_to_predict_agree(pics, kind, axes):
+    learn,by_hand = pics
+    raw = by_hand[axes]
+    if kind=='prior': want,wanted,c = _bayes(raw),_bayes(raw).argmax(1),adjust_logits(_prior)
+    else:
+        e = raw@[0,1,2]
+        cuts = np.quantile(e, [.2,.52])
+        want,wanted,c = raw,(e>cuts[0]).astype(int)+(e>cuts[1]),CutPoints(cuts)
+    assert (wanted!=raw.argmax(1)).any() and (axes=='none' or abs(raw-by_hand['none']).max()>.05)
+    learn.attach(c, axes)
+    learn.export('e.pkl')
+    items = [o[0] for o in learn.dls.valid.items]
+    for o in (learn, load_learner(learn.path/'e.pkl').remove_cb(ProgressCallback), deepcopy(learn)):
+        assert o.correction.axes==axes
+        for name,(p,d) in _ways(o, items).items():
+            np.testing.assert_allclose(np.asarray(p), want, atol=1e-5, err_msg=name)
+            assert list(map(int, d))==wanted.tolist(), name
+        np.testing.assert_allclose(o.flip_tta(dl=o.dls.test_dl(items))[0], o.flip_tta(dl=o.dls.test_dl(items), axes=axes)[0], atol=1e-6)
+        np.testing.assert_allclose(o.flip_tta(dl=o.dls.test_dl(items), axes=axes)[0], want, atol=1e-5)
+    interp = ClassificationInterpretation.from_learner(learn)
+    targs = np.array(['abc'.index(o[1]) for o in learn.dls.valid.items])
+    assert np.array_equal(interp.confusion_matrix(), skm.confusion_matrix(targs, wanted, labels=range(3)))
+    assert [int(o) for o in interp[[3,4]][3]]==wanted[[3,4]].tolist()
+    shown = []
+    learn.dls.valid.show_results = lambda b, out, **kw: shown.append(out) # what fastai hands to the picture
+    learn.show_results(dl=learn.dls.valid)
+    assert shown[0].tolist()==wanted[:4].tolist()
+
+def test_a_fresh_process_agrees(pics):
+    "Where only fastai is imported, the export brings the package along"
+    learn,by_hand = pics
+    learn.attach(adjust_logits(_prior), 'h').export('e.pkl')
+    np.save('im.npy', learn.dls.valid.items[0][0])
+    code = "import sys, numpy as np, warnings; warnings.simplefilter('ignore'); from fastai.learner import load_learner; l = load_learner(sys.argv[1]); im = np.load('im.npy');" \
+        "print(*l.predict(im)[2].tolist(), *l.corrected_preds(dl=l.dls.test_dl([im]))[0][0].tolist(), *l.get_preds(dl=l.dls.test_dl([im]))[0][0].tolist())"
+    out = subprocess.run([sys.executable, '-c', code, str(learn.path/'e.pkl')], capture_output=True, text=True, check=True).stdout.split('\n')
+    got = np.array([o for l in out for o in l.split()][-9:], dtype=float).reshape(3,3)
+    np.testing.assert_allclose(got, np.repeat(_bayes(by_hand['h'])[:1], 3, 0), atol=1e-5)
+
+def test_without_a_correction_get_preds_is_fastais(pics):
+    learn,_ = pics
+    for kw in (dict(), dict(with_input=True, with_decoded=True), dict(with_loss=True), dict(act=lambda o: o), dict(ds_idx=0, reorder=False)):
+        set_seed(0)
+        a = learn.get_preds(**kw)
+        set_seed(0)
+        for x,y in zip(a, learn._orig_get_preds(**kw)): assert torch.equal(x, y) and type(x) is type(y)
+    learn.attach(adjust_logits(_prior)).attach(None)
+    assert torch.equal(learn.get_preds()[0], learn._orig_get_preds()[0])
+
+def test_losses_and_metrics_are_of_the_network(pics):
+    learn,_ = pics
+    val,loss = learn.validate(),learn.get_preds(with_loss=True)[2]
+    learn.attach(adjust_logits(_prior))
+    p,_,got = learn.get_preds(with_loss=True)
+    assert torch.equal(got, loss) and learn.validate()==val
+    assert learn.get_preds(with_preds=False, with_loss=True)[0] is None
+
+def test_a_second_correction_is_refused(pics):
+    learn,by_hand = pics
+    c = learn.attach(adjust_logits(_prior)).correction
+    p,y = learn.get_preds()
+    for f in (lambda: c(p), lambda: c.predict(p), lambda: c(p[:5]), lambda: fit_temperature(p, y), lambda: fit_vector(p, y), lambda: fit_tau(p, y, _prior), lambda: fit_offsets(p, y),
+              lambda: fit_cuts(p, y), lambda: CutPoints([.5,1.5]).predict(p), lambda: c(learn.flip_tta(axes='none')[0]), lambda: c(learn.corrected_preds()[0])):
+        with pytest.raises(ValueError, match='corrected already.*uncorrected'): f()
+    with learn.uncorrected():
+        q,y = learn.get_preds()
+        learn.attach(fit_temperature(q, y))
+    np.testing.assert_allclose(q, by_hand['none'], atol=1e-5)
+    assert learn.correction.how=='temperature scaling', 'what is attached within stays'
+
+def test_uncorrected_gives_the_correction_back(pics):
+    learn,by_hand = pics
+    learn.attach(adjust_logits(_prior), 'h')
+    with pytest.raises(KeyboardInterrupt), learn.uncorrected(), learn.uncorrected():
+        np.testing.assert_allclose(learn.get_preds()[0], by_hand['none'], atol=1e-5)
+        raise KeyboardInterrupt
+    np.testing.assert_allclose(learn.get_preds()[0], _bayes(by_hand['h']), atol=1e-5)
+    with learn.uncorrected(): learn.attach(None)
+    np.testing.assert_allclose(learn.get_preds()[0], by_hand['none'], atol=1e-5)
+
+def test_calls_that_cannot_use_it_say_so(pics, tmp_path):
+    learn,_ = pics
+    learn.attach(adjust_logits(_prior), 'h')
+    for f,says in [(lambda: learn.tta(n=2), 'corrected_preds.*uncorrected'), (lambda: learn.get_preds(act=lambda o: o), 'logits'), (lambda: learn.get_preds(save_preds=tmp_path), 'save_preds'),
+                   (lambda: learn.flip_tta(axes='v'), "axes='v'.*'h'"), (lambda: learn.corrected_preds(axes='none'), "axes='none'.*'h'"), (lambda: learn.attach(learn.correction, 'v'), "axes='v'.*'h'"),
+                   (lambda: learn.attach(adjust_logits(_prior), 'x'), "axes='x' is not one of"), (lambda: learn.attach(adjust_logits([1,1])), '3 names.*2 classes')]:
+        with pytest.raises(ValueError, match=says): f()
+    assert learn.correction.axes=='h', 'what was refused has changed nothing'
+
+@pytest.mark.parametrize('change', ['fit','stage','load','by hand'])
+def test_other_weights_are_another_network(pics, change):
+    learn,_ = pics
+    learn.save('start')
+    with torch.no_grad(): learn.model[0].bias += 1
+    learn.attach(adjust_logits(_prior))
+    if change=='fit':
+        with learn.no_logging(): learn.fit(1, 1e-5)
+    elif change=='stage': learn.tau_normalize(.5)
+    elif change=='load': learn.load('start')
+    else: learn.model[3].bias.data[0] += 1e-5
+    for f in (learn.get_preds, learn.corrected_preds, learn.flip_tta, lambda: learn.predict(_images()[0][0])):
+        with pytest.raises(ValueError, match='weights have changed'): f()
+    with learn.uncorrected(): learn.get_preds()
+    learn.attach(learn.correction).get_preds()
+
+def test_flips_are_kept(tmp_path):
+    for c in (adjust_logits(_prior), CutPoints([.5,1.5])):
+        assert c.axes is None
+        c.axes = 'hv'
+        c.save(tmp_path/'c.json')
+        assert load_correction(tmp_path/'c.json').axes=='hv'
+    a,b = Correction(1, [0,1], axes='h'),Correction(2, [1,0])
+    assert a.then(b).axes==b.then(a).axes=='h'
+    with pytest.raises(ValueError, match="axes='v'"): a.then(Correction(1, [0,0], axes='v'))
+    with pytest.raises(ValueError, match='axes'): Correction(1, [0,0], axes='d')
+    (tmp_path/'old.json').write_text(json.dumps(dict(scale=[1,1], bias=[0,.5], vocab=['a','b'], how='x', kind='Correction'))) # as version 0.1.0 wrote it
+    assert load_correction(tmp_path/'old.json').axes is None
+    old = Correction.__new__(Correction)
+    old.__dict__.update(scale=np.ones(2), bias=np.zeros(2), vocab=None, how='') # as its exports hold it
+    assert old.axes is None and old.then(a).axes=='h'
+
+# --- what an export holds
+
+def test_an_export_knows_its_prior_and_no_folders(tmp_path, monkeypatch):
+    set_seed(0)
+    (tmp_path/'training').mkdir()
+    (tmp_path/'clinic').mkdir()
+    dls = Datasets(range(90), [[_features], [_label, Categorize()]], n_inp=1).dataloaders(bs=16, device='cpu', num_workers=0, path=tmp_path/'training')
+    learn = Learner(dls, nn.Linear(4,3), BalancedSoftmaxLoss(), path=tmp_path/'training', cbs=BalancedMixUp(.2, seed=0), lr=.05).remove_cb(ProgressCallback)
+    with learn.no_logging(): learn.fit(1)
+    learn.export('m.pkl')
+    assert learn.path==dls.path==tmp_path/'training' and learn.dls is dls
+    assert str(tmp_path).encode() not in (tmp_path/'training/m.pkl').read_bytes()
+    monkeypatch.chdir(tmp_path/'clinic')
+    back = load_learner('../training/m.pkl')
+    counts = np.array([20,60,10])/90
+    assert np.allclose(training_prior(back), (1-1/6)*counts + 1/6/3) # alpha/(alpha+1) = 1/6 of the labels are balanced
+    for f in (output_prior, training_prior): assert np.allclose(f(back), f(learn))
+    assert list(prior_table(back).index)==['mild','none','severe']
+    back.export('m.pkl')
+    assert (tmp_path/'clinic/m.pkl').exists() and np.allclose(output_prior(load_learner('m.pkl')), output_prior(learn))
+
+def test_an_export_that_fails_leaves_learner_and_file(tmp_path):
+    dls = Datasets(range(90), [[_features], [_label, Categorize()]], n_inp=1).dataloaders(bs=16, device='cpu', num_workers=0)
+    learn = Learner(dls, nn.Linear(4,3), CELoss(), path=tmp_path).remove_cb(ProgressCallback)
+    with learn.no_logging(): learn.fit(1)
+    learn.export('m.pkl')
+    before,opt = (tmp_path/'m.pkl').read_bytes(),learn.opt
+    learn.not_to_pickle = (o for o in ())
+    with pytest.raises(TypeError): learn.export('m.pkl')
+    assert learn.dls is dls and learn.opt is opt and learn.path==tmp_path and (tmp_path/'m.pkl').read_bytes()==before and not list(tmp_path.glob('*.tmp'))
+
+def test_a_prior_that_was_not_kept_is_asked_for(tmp_path):
+    learn = Learner(Datasets(range(90), [[_features], [_features]], n_inp=1).dataloaders(bs=16, device='cpu', num_workers=0), nn.Linear(4,3), nn.MSELoss(), path=tmp_path)
+    learn.export('m.pkl')
+    with pytest.raises(ValueError, match='learn.dls'): output_prior(load_learner(tmp_path/'m.pkl'))

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from torch import nn
 from torch.utils.data import TensorDataset
 from fastai.data.core import DataLoaders
+from fastai.callback.core import Callback
 from fastai.callback.schedule import SchedLin
 from fastai.layers import Flatten
 from fastai.learner import Learner
@@ -98,22 +99,58 @@ def test_mixed_batch_is_the_mix_of_its_rows(cb):
 def test_unimix_and_cutmix_show_their_own_mix():
     for cb in (UniMix(seed=0), BalancedCutMix(p=1, seed=0)): assert len(learner([40,10], cb).show_mixed_batch(max_n=3).axes)==9
 
-def test_looking_changes_no_training():
-    def losses(look):
+def _looks(learn):
+    learn.show_mixed_batch()
+    learn.show_mixed_batch(lam=.3)
+    learn.plot_prior()
+    learn.show_exposure()
+    learn.plot_schedule(4)
+    learn.dls.show_class_counts()
+
+def _regions(learn): learn.plot_regions(n=20)
+
+def points(): return TensorDataset(torch.linspace(0, 1, 80).view(40,2), (torch.arange(40)%5==0).long())
+
+@pytest.mark.parametrize('look,cbs,resample', [(_looks, lambda: BalancedMixUp(.2, seed=5), False), (_looks, lambda: BalancedMixUp(.2), False), (_looks, lambda: BalancedCutMix(1.), False),
+    (_looks, lambda: BalancedMixUp(.2, partners='pool'), False), (_looks, lambda: [BalancedMixUp(lambda p: .1+p), ProgressiveSampling(), DeferredReweighting(.5)], True), (_regions, lambda: BalancedMixUp(.2), False)])
+def test_looking_changes_no_training(look, cbs, resample):
+    "No generator, mode, hook, callback or loader is another, and the fit that follows has the same losses to the bit"
+    def losses(looks):
         set_seed(0)
-        learn = learner([40,10], BalancedMixUp(.2, seed=5))
-        if look:
-            state = learn.dls.train.rng.getstate()
-            learn.show_mixed_batch()
-            learn.plot_prior()
-            learn.show_exposure()
-            learn.plot_schedule(4)
-            learn.dls.train.rng.setstate(state)
-            set_seed(0)
-            learn = Learner(learn.dls, nn.Sequential(Flatten(), nn.LazyLinear(2)), CrossEntropyLossFlat(), cbs=learn.balanced_mix_up)
+        dls = images([40,10]) if look is _looks else DataLoaders.from_dsets(points(), points(), bs=8, num_workers=0)
+        if resample: dls = dls.balanced(q=1, seed=None)
+        net = nn.Sequential(Flatten(), nn.Linear(192 if look is _looks else 2, 8), nn.BatchNorm1d(8), nn.Dropout(.2), nn.Linear(8, 2))
+        learn = Learner(dls, net, CrossEntropyLossFlat(), cbs=cbs())
+        net[3].eval()
+        before = [m.training for m in net.modules()],[id(o) for o in learn.cbs],id(dls.train),id(dls.valid),[len(m._forward_hooks)+len(m._forward_pre_hooks) for m in net.modules()],learn.__dict__.get('dl')
+        if looks: look(learn)
+        assert before==([m.training for m in net.modules()],[id(o) for o in learn.cbs],id(learn.dls.train),id(learn.dls.valid),[len(m._forward_hooks)+len(m._forward_pre_hooks) for m in net.modules()],learn.__dict__.get('dl'))
+        assert all(cb.learn is learn for cb in learn.cbs)
+        if looks=='during': learn.add_cb(Looker(look))
         with learn.no_bar(), learn.no_logging(): learn.fit(2)
         return learn.recorder.losses
     np.testing.assert_array_equal(losses(False), losses(True))
+    if look is _regions: np.testing.assert_array_equal(losses(False), losses('during'))
+
+class Looker(Callback):
+    def __init__(self, look): self.look = look
+    def after_train(self): self.look(self.learn)
+
+@pytest.mark.parametrize('names', [['$5 to $9','_hidden'], ['a_b^{','\\$x$'], ['$','$$'], ['$\\frac$ of what was paid $','b'], ['<b>','&amp;']])
+def test_names_are_shown_as_they_are(names):
+    "Names that matplotlib would read as mathematics, or leave out of a legend"
+    learn = learner([40,10], BalancedMixUp(.2, seed=0))
+    pts = Learner(DataLoaders.from_dsets(points(), points(), bs=8, num_workers=0), nn.Linear(2,2), CrossEntropyLossFlat())
+    learn.dls.train.dataset.vocab = learn.dls.valid.dataset.vocab = names
+    figs = [plot_class_counts([40,10], names), learn.dls.show_class_counts(), learn.plot_prior(), learn.show_exposure(), learn.show_mixed_batch(), learn.show_mixed_batch(lam=.4), learn.plot_schedule(2),
+            pts.plot_regions(names, n=20), plot_prior({'$a_{$':[.5,.5], '_b':[.2,.8]}, names)]
+    for fig in figs:
+        fig.canvas.draw()
+        for t in fig.findobj(plt.Text):
+            if t.get_text() and '$' in t.get_text().replace('\\$', ''): assert t.get_text().replace('\\$', '').count('$')%2==0 and 'λ' in t.get_text()
+    shown = [t.get_text() for t in figs[0].axes[0].get_xticklabels()]
+    assert [o.replace('\\$', '$').strip() for o in shown]==[o if len(o)<19 else f'{o[:9]}…{o[-8:]}' for o in names]
+    for fig in (figs[6], figs[7]): assert len(fig.axes[0].get_legend().get_texts())==2
 
 def test_what_cannot_be_shown_says_so():
     with pytest.raises(ValueError, match='mixes nothing'): learner([40,10], None).show_mixed_batch()
@@ -160,9 +197,9 @@ def test_schedule_leaves_the_sampler_as_it_was():
     learn = Learner(images([40,10]).balanced(q=1, seed=0), nn.LazyLinear(2), CrossEntropyLossFlat(), cbs=[ProgressiveSampling(), DeferredReweighting(.5)])
     t = schedule_table(learn, 4, points=2)
     np.testing.assert_allclose(learn.dls.train.sampler.probs, [.8,.2])
-    assert learn.loss_func.func.weight is None and learn.deferred_reweighting._w is None
+    assert learn.loss_func.func.weight is None and learn.deferred_reweighting.pct is None
     np.testing.assert_allclose(t.iloc[0,-2:].astype(float), [.8,.2])
-    assert t.iloc[-1,-1]>.5 # balanced sampling and weights for the rare class, together
+    assert abs(t.iloc[-1,-1]-.5)<.01 # balanced sampling leaves the deferred weights nothing to do
 
 @pytest.mark.parametrize('kw', [dict(n_epoch=0), dict(n_epoch=2.5), dict(n_epoch=2, points=0)])
 def test_schedule_refuses(kw):
