@@ -42,12 +42,6 @@ def _set_rng_state(learn, s):
     for k,g in _generators(learn).items(): g.state = s[k]
 
 # %% ../nbs/checkpoint.ipynb #e995844b
-def _stateful(learn):
-    "Callbacks that have a state, by class and number within the class"
-    cbs = [cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')]
-    names = [type(cb).__name__ for cb in cbs]
-    return {f'{n} {names[:i].count(n)+1}': cb for i,(n,cb) in enumerate(zip(names, cbs))}
-
 class Checkpoint(Callback):
     "Write log, best weights and a resumable state to `path` after each epoch"
     order = 62 # after `Recorder` (50), before fastai's `SkipToEpoch` (70)
@@ -79,15 +73,6 @@ class Checkpoint(Callback):
         if self.monitor not in names: raise ValueError(f"monitor={self.monitor!r} is not recorded; choose one of {', '.join(names)}.")
         if self._state is not None: self._restore_cbs()
 
-    def _restore_cbs(self):
-        "Give the callbacks of this fit their states"
-        cbs,states = _stateful(self.learn),self._own['cbs']
-        if not isinstance(states, dict): raise ValueError(f"{self.path/'state.pth'} was written by version 0.1.0, which did not say whose the states of callbacks are; begin the fit anew.")
-        if cbs.keys()!=states.keys():
-            raise ValueError(f"{self.path/'state.pth'} holds the state of these callbacks: {', '.join(states) or 'none'}; and this fit has: {', '.join(cbs) or 'none'}. "
-                "Resume with the callbacks of the first fit.")
-        for k,cb in cbs.items(): cb.load_state_dict(states[k])
-
     def before_train(self):
         if self.learn.epoch: return
         self.rows,self.best,self.best_epoch,self._state = [],None,None,None # a fit from its start, perhaps not the first one with this callback
@@ -116,6 +101,23 @@ class Checkpoint(Callback):
             trained_prior=getattr(self.learn, 'trained_prior', None)))
 
     def _weights(self): return get_model(self.learn.model).state_dict()
+
+# %% ../nbs/checkpoint.ipynb #db1d9a8b
+def _stateful(learn):
+    "Callbacks that have a state, by class and number within the class"
+    cbs = [cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')]
+    names = [type(cb).__name__ for cb in cbs]
+    return {f'{n} {names[:i].count(n)+1}': cb for i,(n,cb) in enumerate(zip(names, cbs))}
+
+@patch
+def _restore_cbs(self:Checkpoint):
+    "Give the callbacks of this fit their states"
+    cbs,states = _stateful(self.learn),self._own['cbs']
+    if not isinstance(states, dict): raise ValueError(f"{self.path/'state.pth'} was written by version 0.1.0, which did not say whose the states of callbacks are; begin the fit anew.")
+    if cbs.keys()!=states.keys():
+        raise ValueError(f"{self.path/'state.pth'} holds the state of these callbacks: {', '.join(states) or 'none'}; and this fit has: {', '.join(cbs) or 'none'}. "
+            "Resume with the callbacks of the first fit.")
+    for k,cb in cbs.items(): cb.load_state_dict(states[k])
 
 # %% ../nbs/checkpoint.ipynb #e3256849
 class NotWritten(OSError): "A checkpoint could not be written"

@@ -32,6 +32,7 @@ class _FreezeRest(Callback):
             for m in self.model.modules():
                 if isinstance(m, nn.modules.batchnorm._BatchNorm): m.train()
 
+# %% ../nbs/decouple.ipynb #7ed21174
 class _FirstStage:
     "The classifier `name` of `model` and all buffers, as they were; copied with its Learner, and pickled as `None`"
     def __init__(self, model, name):
@@ -62,6 +63,7 @@ def _first_stage(learn):
     res = learn.__dict__.get('_stage1')
     return res if isinstance(res, _FirstStage) else None # exports of version 0.1.0 hold weights here
 
+# %% ../nbs/decouple.ipynb #df76cf45
 @contextmanager
 def _stage2(learn, layer):
     "Remember the classifier and all buffers of `learn`, and put them back if the body fails"
@@ -85,6 +87,7 @@ def _check_classifier(learn, name, old):
     n,k = getattr(old, 'out_features', None),len(_vocab(learn.dls.valid) or ())
     if n and k and n!=k: raise ValueError(f"The layer {name!r}, a {type(old).__name__}, has {n} outputs for {k} classes, so it is not the classifier; pass layer=, its name in model.named_modules().")
 
+# %% ../nbs/decouple.ipynb #ce2bbf99
 @patch
 def undo_stage2(self:Learner)->Learner:
     "Bring back what the last second stage has changed"

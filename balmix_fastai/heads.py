@@ -26,6 +26,18 @@ def find_classifier(
     raise ValueError(f"The last layer with parameters, {name!r}, is of type {type(last).__name__}, not a linear classifier (nn.Linear or CosineLinear). "
         "If a linear layer makes the logits, pass its name in model.named_modules() as layer=; else make the network with a linear head.")
 
+def _timm_classifiers(model, last):
+    "Names of the linear classifiers of the network of timm in `model` that holds the layer `last`"
+    for _,net in model.named_modules():
+        if not callable(getattr(net, 'get_classifier', None)): continue
+        tops = net.get_classifier()
+        layers = [o for h in (tops if isinstance(tops, (tuple,list)) else [tops]) for o in h.modules()]
+        heads = {o for o in layers if isinstance(o, _linear_kinds) and o.out_features==net.num_classes}
+        names = [n for n,m in model.named_modules() if m in heads]
+        if last in names: return names
+    return []
+
+# %% ../nbs/heads.ipynb #e6a5182f
 def find_layer(
     model:nn.Module, # Network
     layer:str|None=None # Name of a layer in `model.named_modules()`; `None` looks for the classifier
@@ -34,16 +46,6 @@ def find_layer(
     name = find_classifier(model) if layer is None else layer
     try: return name,model.get_submodule(name)
     except AttributeError as e: raise ValueError(f"layer={layer!r} is not the name of a layer; see model.named_modules().") from e
-
-def _timm_classifiers(model, last):
-    "Names of the linear classifiers of the network of timm in `model` that holds the layer `last`"
-    for _,net in model.named_modules():
-        if not callable(getattr(net, 'get_classifier', None)): continue
-        heads = net.get_classifier()
-        heads = {o for h in (heads if isinstance(heads, (tuple,list)) else [heads]) for o in h.modules() if isinstance(o, _linear_kinds) and o.out_features==net.num_classes}
-        names = [n for n,m in model.named_modules() if m in heads]
-        if last in names: return names
-    return []
 
 def replace_layer(
     model:nn.Module, # Network

@@ -34,6 +34,7 @@ def _probs(probs, k=None):
     if k is not None and p.shape[1]!=k: raise ValueError(f"probs has {p.shape[1]} classes, but the correction {k}.")
     return p
 
+# %% ../nbs/posthoc.ipynb #625285d5
 class TensorCorrected(TensorBase): "Probabilities that the correction attached to a Learner has changed"
 
 def _not_corrected(probs):
@@ -358,6 +359,7 @@ def attach(self:Learner,
     self.correction,self.corrected_weights = correction,None if correction is None else weights_sum(self.model)
     return self
 
+# %% ../nbs/posthoc.ipynb #34cb720f
 @patch
 @contextmanager
 def uncorrected(self:Learner):
@@ -407,6 +409,7 @@ def _with_flips(learn, c, cbs, act):
     c._check_axes(next(k for k,v in _flips.items() if v==flips[0].flip_dims))
     return cbs
 
+# %% ../nbs/posthoc.ipynb #346a4791
 @patch
 def tta(self:Learner,
     *args, # As in fastai

@@ -46,6 +46,7 @@ def _class_axis(ax, order, vocab, counts=None):
     ax.set_xticks(ax.get_xticks(), [_in_figure(o.get_text()) for o in ax.get_xticklabels()]) # shortened by now
     ax.set(xlim=(-.6, len(order)-.4), xlabel='class, most frequent first')
 
+# %% ../nbs/show.ipynb #9bbf20d7
 def _in_figure(name):
     "`name` as matplotlib shows it literally: a dollar is no mathematics, and a first underscore does not leave it out of a legend"
     return (' ' if str(name).startswith('_') else '')+str(name).replace('$', r'\$')
@@ -145,14 +146,7 @@ def plot_prior(self:Learner,
         t['mean of preds'] = p.mean(0)
     return plot_prior(t, ax=ax)
 
-# %% ../nbs/show.ipynb #fffe3def
-def _mixer(learn):
-    res = [cb for cb in learn.cbs if isinstance(cb, PairedMixer)]
-    if not res: raise ValueError("This Learner mixes nothing; make it with cbs=BalancedMixUp(alpha=.2).")
-    return res[0]
-
-def _copy_cbs(learn, cbs): return [deepcopy(cb, {id(learn): learn}) for cb in cbs]
-
+# %% ../nbs/show.ipynb #57e4c09c
 @contextmanager
 def _no_trace(learn):
     "Draw batches and seeds, and leave every generator as it was"
@@ -168,6 +162,14 @@ def _no_trace(learn):
             rng.setstate(own)
             dl.rng = rng
         if gen: drawn.bit_generator.state = gen
+
+# %% ../nbs/show.ipynb #fffe3def
+def _mixer(learn):
+    res = [cb for cb in learn.cbs if isinstance(cb, PairedMixer)]
+    if not res: raise ValueError("This Learner mixes nothing; make it with cbs=BalancedMixUp(alpha=.2).")
+    return res[0]
+
+def _copy_cbs(learn, cbs): return [deepcopy(cb, {id(learn): learn}) for cb in cbs]
 
 def _stand_in(learn, cbs):
     "A Learner with copies of `cbs` and without a network, at the start of a fit"

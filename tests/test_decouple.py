@@ -8,7 +8,7 @@ from fastai.callback.schedule import * # fit_one_cycle, lr_find
 from balmix_fastai.decouple import *
 from balmix_fastai.heads import *
 from balmix_fastai.losses import *
-import balmix_fastai.prior # losses follow the prior once it is imported
+from balmix_fastai.prior import * # losses follow the prior once it is imported
 
 def toy(counts=(120,40,12), bs=16):
     g = torch.Generator().manual_seed(0)
@@ -204,7 +204,8 @@ def test_undo_is_refused_on_another_body(learn, change, tmp_path):
     learn.retrain_classifier(1, seed=0).undo_stage2() # the next stage begins from here
     assert all(torch.equal(v, state(learn)[k]) for k,v in now.items())
 
-@pytest.mark.parametrize('change', [_last_only, lambda o: o.validate(), lambda o: o.get_preds(), lambda o: o.lr_find(show_plot=False, num_it=5), lambda o: o.export('x.pkl'), deepcopy])
+@pytest.mark.parametrize('change', [_last_only, lambda o: o.validate(), lambda o: o.get_preds(), lambda o: o.lr_find(show_plot=False, num_it=5),
+    lambda o: o.export('x.pkl'), deepcopy])
 def test_undo_still_works_on_the_same_body(learn, change, tmp_path):
     learn.dls,learn.path = _datasets(learn),tmp_path
     before = state(learn)
@@ -258,6 +259,7 @@ def test_classifiers_that_are_not_one_linear_layer(arch, says):
         with pytest.raises(ValueError, match=says if o is net else 'classifiers|Conv2d'): find_classifier(o)
 
 @pytest.mark.parametrize('f,says', [(lambda: cosine_head(nn.Linear(6, 3)), r'nn\.Sequential\(model\)'), (lambda: replace_layer(nn.Linear(6, 3), '', nn.Linear(6, 2)), r'nn\.Sequential\(model\)'),
-    (lambda: replace_layer(nn.Sequential(nn.Linear(6, 3)), '1', nn.Linear(6, 2)), "layer='1'"), (lambda: cosine_head(nn.Sequential(nn.Conv2d(3, 3, 1)), '0'), 'Conv2d'), (lambda: find_classifier(nn.ReLU()), 'no layer with parameters')])
+    (lambda: replace_layer(nn.Sequential(nn.Linear(6, 3)), '1', nn.Linear(6, 2)), "layer='1'"),
+    (lambda: cosine_head(nn.Sequential(nn.Conv2d(3, 3, 1)), '0'), 'Conv2d'), (lambda: find_classifier(nn.ReLU()), 'no layer with parameters')])
 def test_heads_that_cannot_be_replaced(f, says):
     with pytest.raises(ValueError, match=says): f()
