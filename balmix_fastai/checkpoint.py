@@ -61,6 +61,7 @@ class Checkpoint(Callback):
         learn.model.load_state_dict(self._state['model'])
         if learn.opt is None: learn.create_opt()
         learn.opt.load_state_dict(self._state['opt'])
+        if self._state.get('trained_prior'): learn.trained_prior = self._state['trained_prior']
         return len(self.rows)
 
     @property
@@ -96,7 +97,8 @@ class Checkpoint(Callback):
         scaler,smooth = getattr(self.learn, 'scaler', None),self.recorder.smooth_loss
         self._write('log.csv', pd.DataFrame(self.rows))
         self._write('state.pth', dict(model=self._weights(), opt=self.learn.opt.state_dict(), rows=self.rows, best=self.best, best_epoch=self.best_epoch,
-            own=own, smooth_loss=(smooth.count, smooth.val), scaler=None if scaler is None else scaler.state_dict()))
+            own=own, smooth_loss=(smooth.count, smooth.val), scaler=None if scaler is None else scaler.state_dict(),
+            trained_prior=getattr(self.learn, 'trained_prior', None)))
 
     def _weights(self): return get_model(self.learn.model).state_dict()
 

@@ -8,7 +8,7 @@ Docs: https://balmix.github.io/balmix_fastai/cli.html.md"""
 __all__ = ['balmix_demo', 'balmix_train', 'balmix_study', 'balmix_bench']
 
 # %% ../nbs/cli.ipynb #520b7586
-import json, warnings, yaml
+import csv, json, warnings, yaml
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated') # fastai's import of torchvision; noise before every command
 from fastai.vision.all import *
@@ -95,7 +95,9 @@ def _prepare_out(out, config, resume, overwrite):
 def balmix_train(
     data:str, # A folder of class folders, a CSV, a MedMNIST-layout .npz, or digits or retinamnist
     images:str=None, # For a CSV: folder that its image names are relative to; default the CSV's own
-    label:str=None, # For a CSV: name of the label column; default the last
+    image:str=None, # For a CSV: name of the column of images; default found by its name or its cells
+    suffix:str=None, # For a CSV: ending of the images, such as .jpg, where it leaves that out; default found
+    label:str=None, # For a CSV: name of the label column; default one called label, class, grade or the like, or the last of two
     arch:str='mobilenetv2_100', # Any timm model, or one of this package, see Protocol
     pretrained:store_true=False, # Start from timm's pretrained weights (downloads them)?
     head:str='fastai', # Head of timm's networks: fastai, or linear as in the paper's code; cosine for ldam
@@ -122,8 +124,11 @@ def balmix_train(
     folds:int=0, # Cross-validate with this many stratified folds
     valid_pct:float=None, # Share of the training images to validate on, if the data has no valid split; default 0.2
     valid_col:str=None, # For a CSV: true/false column that marks the validation rows
+    split:str=None, # For a CSV: column of train, valid and test; default one that is there, '' for none
     group:str=None, # For a CSV: column that names the patient (lesion, video) of each image; no division separates them
     ordinal:store_true=False, # Do the classes have an order, as grades do? Adds quadratic kappa and Kendall tau
+    order:str=None, # All classes from the lowest grade to the highest, as in 'none,mild,"severe, late"'; means --ordinal, too
+    window:str=None, # For image files of more than 8 bits: values that become black and white, as in 0,4095
     seed:int=0, # Seed of the split, weights, order and mixing
     tta:str='h', # Flips averaged in predictions: none, h, v or hv
     fp16:store_true=False, # Mixed precision (needs a GPU)?
@@ -138,11 +143,11 @@ def balmix_train(
     run = {k: config[k] for k in 'arch pretrained head mixer alpha partners pool_mb sampling pretrain loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
     run.update(lr=_number(lr), workers=workers, resume=resume)
     with _clear_errors():
-        imgs = read_images(data, **_reader_options(data, images, label, valid_col, group))
+        imgs = read_images(data, **_reader_options(config))
         imgs.ordinal = imgs.ordinal or ordinal
         check_run(imgs.ordinal, **run)
         sets = _split(imgs, folds, valid_pct, seed)
-        if not rank_distrib(): imgs.check(progress=_show_bars())
+        if not rank_distrib(): print((imgs if folds else sets[0]).check(progress=_show_bars()).describe(), flush=True)
         for n in (len(o.splits['train']) for o in sets):
             if n<bs: raise ValueError(f"--bs {bs} is more than the {n} training images, so there would be no full batch; pass a smaller one.")
     out = Path(out)
@@ -184,11 +189,30 @@ def _number(s):
     try: return float(s)
     except ValueError: return s
 
-def _reader_options(data, images, label, valid_col, group):
-    "Options that only a CSV has"
-    kw = {k:v for k,v in dict(images=images, label_col=label, valid_col=valid_col, group_col=group).items() if v is not None}
-    if kw and not str(data).endswith('.csv'): raise CliError(f"--images, --label, --valid-col and --group are for a CSV, which {data} is not.")
+_csv_options = dict(images='images', image='image_col', suffix='suffix', label='label_col', valid_col='valid_col', split='split_col',
+    group='group_col')
+
+def _reader_options(c):
+    "Arguments of the reader from the options of `balmix_train`"
+    data = str(c['data'])
+    kind = data if data in ('digits', 'retinamnist') else Path(data).suffix.lower()
+    kw = {v: c[k] for k,v in _csv_options.items() if c[k] is not None}
+    if kw and kind not in ('.csv', '.tsv'):
+        raise CliError(f"{', '.join('--'+o.replace('_', '-') for o in _csv_options)} are for a CSV, which {data} is not.")
+    if c['order'] is not None: kw.update(vocab=_classes(c['order']), ordinal=True)
+    elif c['ordinal'] and data!='digits': kw['ordinal'] = True
+    if c['window'] is not None: kw['window'] = c['window'].split(',')
+    for o,kinds in dict(order=('digits',), window=('digits', 'retinamnist', '.npz')).items():
+        if c[o] is not None and kind in kinds: raise CliError(f"--{o} does not apply to {data}; leave it out.")
     return kw
+
+# %% ../nbs/cli.ipynb #1d7431ba
+def _classes(order):
+    "Names of classes from 'a,b,\"c, d\"'"
+    try: names = [o.strip() for o in next(csv.reader([order], strict=True, skipinitialspace=True), [])]
+    except csv.Error as e: raise CliError(f"--order {order!r}: {e}; put names that hold a comma into double quotes.") from e
+    if len(names)<2 or not all(names): raise CliError(f"--order {order!r} must name at least two classes, separated by commas.")
+    return names
 
 # %% ../nbs/cli.ipynb #d5b29cba
 def _run_fold(imgs, out, run):

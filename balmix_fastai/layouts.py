@@ -14,10 +14,8 @@ from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from PIL import Image
 from zipfile import BadZipFile, ZipFile
 from fastcore.basics import ifnone
-from fastai.vision.all import get_image_files
 from .datasets import *
 from .datasets import _complain, _csv_rows
 
@@ -93,7 +91,7 @@ def _zip_tree(path):
     _complain(f"Members of {path.name} that point out of it", bad, "Do not use this archive.")
     _complain(f"Members that {path.name} holds twice", [n for n,c in Counter(names).items() if c>1], "Pack it anew.")
     hidden = lambda n: any(p.startswith(('.', '__')) for p in n.split('/'))
-    infos = [o for o in infos if o.filename.lower().endswith(('.png', '.jpg', '.jpeg')) and not hidden(o.filename)]
+    infos = [o for o in infos if o.filename.lower().endswith(image_endings) and not hidden(o.filename)]
     rows = [o.filename.split('/') for o in infos]
     odd = [o.filename for o,r in zip(infos, rows) if len(r)!=3 or r[0] not in ('train', 'test')]
     large = [f"{o.filename} ({o.file_size} bytes)" for o in infos if o.file_size>1e6]
@@ -107,9 +105,9 @@ def _zip_tree(path):
 def _pixels(read, name, errs):
     "The image in the file that `read` returns, as uint8 of shape (32,32,3); what is wrong with it goes to `errs`"
     try:
-        with Image.open(read()) as im:
-            if im.size==(32,32): return np.asarray(im.convert('RGB'))
-            errs.append(f"{name} (has {im.width}x{im.height} pixels)")
+        im = open_image(read())
+        if im.size==(32,32): return np.asarray(im)
+        errs.append(f"{name} (has {im.width}x{im.height} pixels)")
     except Exception as e: errs.append(f"{name} ({type(e).__name__}: {e})") # Pillow and zipfile raise many types; all are reported at once
 
 def _decoded(path, ims, idx):
@@ -212,7 +210,7 @@ def eyepacs(
 def _by_stem(path):
     "Images below `path` by their names without ending, in lower case"
     res = {}
-    for f in sorted(get_image_files(path)): res.setdefault(f.stem.lower(), []).append(f)
+    for f in find_images(path)[0].values(): res.setdefault(f.stem.lower(), []).append(f)
     same = [' and '.join(str(o.relative_to(path)) for o in v) for v in res.values() if len(v)>1]
     _complain(f"Images below {path} that have the same name", same, "Keep one of them.")
     return {k:v[0] for k,v in res.items()}

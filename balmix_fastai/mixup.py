@@ -156,6 +156,14 @@ def before_train(self:PairedMixer):
     if self._paired is not None: self.learn.dl,self._paired.raw = self._paired,True
 
 @patch
+def known_labels(self:PairedMixer,
+    dataset # Data set of a training loader
+)->tuple|None: # Class ids, shape (N,), and counts, shape (K,); `None` if they were not read yet
+    "Labels of `dataset`, as they were read at the start of a fit or given"
+    if self._source is None or self._source[0] is not dataset: return None
+    return self._ids,self._sampler.counts
+
+@patch
 def _progress(self:PairedMixer,
     done # Proportion of the epoch that is done
 ):

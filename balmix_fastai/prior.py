@@ -33,7 +33,10 @@ def _loss_weight(loss, k):
 class _Stream:
     "Class ids and class counts of a training set, and the proportions that sampling makes of them"
     def __init__(self, learn, labels=None):
-        self.ids,self.counts = _ids_counts(learn.dls, labels)
+        dataset = _unwrap(learn.dls.train).dataset
+        known = [cb.known_labels(dataset) for cb in learn.cbs if labels is None and hasattr(cb, 'known_labels')] # read once in a fit
+        self.ids,self.counts = next((o for o in known if o is not None), None) or _ids_counts(learn.dls, labels)
+        self.images = class_probs(self.counts)
     def probs(self, dl): return stream_probs(_unwrap(dl), self.counts, self.ids)
 
 def _mixed(learn, probs):
@@ -51,7 +54,7 @@ def _shares(learn, stream, probs):
     off = weighted
     if hasattr(loss, 'offset') and loss.prior is not None:
         off = off*np.exp(-to_np(loss.offset(torch.zeros(1, len(off), dtype=torch.float64)))*(off>0))
-    return dict(images=class_probs(stream.counts), sampling=probs, mixing=mass, weights=weighted, prediction=off/off.sum())
+    return dict(images=stream.images, sampling=probs, mixing=mass, weights=weighted, prediction=off/off.sum())
 
 def _unmet(learn):
     "What the loss of `learn` needs of the training set and was not told by its user: names of 'counts', 'prior'"
@@ -80,7 +83,7 @@ def _present(learn, labels=None):
     return stream,_shares(learn, stream, probs)
 
 def prior_table(
-    learn:Learner, # Learner; in a fit at its present step, after one as it ended, before the first one as it would begin
+    learn:Learner, # Learner; in a fit at its present step, after one in the mean of its last epoch, before the first one as it would begin
     labels=None # Class id of every training item, where `get_labels` cannot find them
 )->pd.DataFrame: # A row per class; columns images, sampling, mixing, weights, prediction
     "Share of each class, after each part of the training that changes it"
@@ -92,14 +95,14 @@ def prior_table(
     return res
 
 def training_prior(
-    learn:Learner, # Learner; in a fit at its present step, after one as it ended, before the first one as it would begin
+    learn:Learner, # Learner; in a fit at its present step, after one in the mean of its last epoch, before the first one as it would begin
     labels=None # Class id of every training item, where `get_labels` cannot find them
 )->np.ndarray: # Share of each class, float64, shape (K,), sum 1
     "Share of each class in what `learn` trains on: sampled, mixed and weighted"
     return prior_table(learn, labels).weights.values
 
 def output_prior(
-    learn:Learner, # Learner; in a fit at its present step, after one as it ended, before the first one as it would begin
+    learn:Learner, # Learner; in a fit at its present step, after one in the mean of its last epoch, before the first one as it would begin
     labels=None # Class id of every training item, where `get_labels` cannot find them
 )->np.ndarray: # Share of each class, float64, shape (K,), sum 1
     "Share of each class that is left in the predictions of `learn`: `training_prior` without what its loss adds to the logits"
@@ -114,7 +117,7 @@ class _KeepInput:
 class FollowPrior(Callback):
     "Tell the loss the counts, prior, features and progress that it `needs`, set deferred class weights, and warn where the parts of a training over-correct"
     order = 1 # after `BalancedMixUp` (0) has set the mix of the batch, before fastai's `MixUp` (90) swaps the loss
-    _stateattrs = ('stream','probs','hook','weighted')
+    _stateattrs = ('stream','probs','hook','weighted','sums')
     def __init__(self): self._init_state()
     def _init_state(self):
         super()._init_state()
@@ -123,6 +126,7 @@ class FollowPrior(Callback):
         self.hook = None # on the input of the classifier
         self.weighted = None # the object whose class weights are set now
         self.said = None # the last warning
+        self.sums,self.steps = {},0 # of the shares over the steps of this epoch
 
     def before_fit(self):
         loss = _loss_of(self.learn)
@@ -132,9 +136,10 @@ class FollowPrior(Callback):
 
     def before_train(self):
         self._read()
+        self.sums,self.steps = {},0
         if self.stream is None: return
         _tell(self.learn, self.stream, self.probs)
-        self._warn()
+        self._warn(_shares(self.learn, self.stream, self.probs))
 
     def before_batch(self):
         if not self.training: return
@@ -143,11 +148,13 @@ class FollowPrior(Callback):
         if 'progress' in getattr(loss, 'needs', ()): loss.progress = (self.learn.epoch+self.learn.iter/self.learn.n_iter)/self.learn.n_epoch
         if self.stream is None: return
         _tell(self.learn, self.stream, self.probs)
-        if changed: self._warn()
+        shares = _shares(self.learn, self.stream, self.probs)
+        self.sums = {k: self.sums.get(k, 0)+v for k,v in shares.items()}
+        self.steps += 1
+        if changed: self._warn(shares)
 
     def after_train(self):
-        if self.stream is not None and not hasattr(self.learn, 'lr_finder'):
-            self.learn.trained_prior = {k: v.tolist() for k,v in _shares(self.learn, self.stream, self.probs).items()}
+        if self.steps and not hasattr(self.learn, 'lr_finder'): self.learn.trained_prior = {k: (v/self.steps).tolist() for k,v in self.sums.items()}
         self._unweigh()
     after_cancel_train = after_train
 
@@ -183,8 +190,8 @@ class FollowPrior(Callback):
         if self.weighted is not None: self.weighted.weight = None
         self.weighted = None
 
-    def _warn(self):
-        msg = _overshoot(_shares(self.learn, self.stream, self.probs), self.stream.counts)
+    def _warn(self, shares):
+        msg = _overshoot(shares, self.stream.counts)
         if msg and msg!=self.said: warnings.warn(msg)
         self.said = msg
 

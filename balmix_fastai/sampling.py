@@ -87,6 +87,7 @@ def effective_number_probs(
     "Class probabilities when each item weighs one over its class's effective number (Cui et al. 2019, section 3)"
     n = _as_counts(counts)
     if not (_is_number(beta) and 0<=beta<1): raise ValueError(f"beta={beta!r} must lie in [0,1); for the limit 1 use class_probs(counts, q=0).")
+    beta = float(beta)
     if beta==0: return n/n.sum()
     e = -np.expm1(n*np.log(beta))/(1-beta)
     p = np.divide(n, e, out=np.zeros_like(n), where=n>0)
@@ -99,7 +100,7 @@ def progressive_probs(
 )->np.ndarray: # Class probabilities, float64, shape (K,), sum 1; absent classes get 0
     "Progressively balanced class probabilities (Kang et al. 2020, section 4.1)"
     if not (_is_number(t) and 0<=t<=1): raise ValueError(f"t={t!r} must lie in [0,1], the share of training that is done.")
-    return (1-t)*class_probs(counts, 1) + t*class_probs(counts, 0)
+    return (1-float(t))*class_probs(counts, 1) + float(t)*class_probs(counts, 0)
 
 # %% ../nbs/sampling.ipynb #dccefda6
 def mixup_prior(
@@ -109,7 +110,7 @@ def mixup_prior(
 )->np.ndarray: # Expected label mass of a mixed batch, float64, shape (K,), sum 1
     "Expected label mass under Balanced-MixUp, from $E[\\lambda]=\\alpha/(\\alpha+1)$"
     if not (_is_number(alpha) and alpha>0): raise ValueError(f"alpha={alpha!r} must be finite and greater than 0; the paper uses 0.1 to 0.3.")
-    e = alpha/(alpha+1)
+    e = float(alpha)/(float(alpha)+1) # a number of single precision would lose digits
     return (1-e)*class_probs(counts, 1) + e*class_probs(counts, q)
 
 # %% ../nbs/sampling.ipynb #20e5b72d

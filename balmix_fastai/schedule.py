@@ -76,5 +76,6 @@ class DeferredReweighting(Callback):
         "Class weights at this step of a fit, from what the other parts leave to correct"
         if self.pct is None or self.pct<self.start-1e-9: return None
         if self.weight is not None: return np.asarray(self.weight, dtype=np.float64)
+        if np.allclose(mass, class_probs(counts), rtol=1e-12, atol=0): return class_weights(counts, self.beta)
         w = np.divide(counts*class_weights(counts, self.beta), mass, out=np.zeros(len(counts)), where=mass>0)
         return w/w[mass>0].mean()

@@ -218,3 +218,87 @@ def test_study_refuses(tmp_path, kw, says):
 def test_help(cmd):
     out = subprocess.run([command(cmd), '--help'], capture_output=True, text=True)
     assert out.returncode==0 and '--seed' in out.stdout
+
+# Reading
+
+once = {**fast, 'epochs':1}
+
+def _tell(tmp_path, capsys, data, **kw):
+    "What the command says first, and the predictions it writes"
+    balmix_train(data, out=tmp_path/'run', **{**once, **kw})
+    return capsys.readouterr().out,pd.read_csv(tmp_path/'run'/'predictions.csv', dtype=str, keep_default_na=False)
+
+def test_a_column_of_splits_is_read_and_said(csv, tmp_path, capsys):
+    edit(csv, lambda df: df.__setitem__('split', ['Training']*18 + ['val']*6 + ['Testing']*6))
+    edit(csv, lambda df: df.pop('valid'))
+    out,df = _tell(tmp_path, capsys, csv, images=tmp_path/'eyes')
+    assert df.groupby('split').name.apply(list).to_dict()==dict(valid=[f'{i}.png' for i in range(18, 24)],
+        test=[f'{i}.png' for i in range(24, 30)])
+    first = out.splitlines()[:6]
+    assert first[:4]==['3 classes: 0, 1, 2', 'train 18 images (6/6/6)', 'valid 6 images (2/2/2)', 'test 6 images (2/2/2)']
+    assert first[4]=='image size 24x24 pixels, mode RGB'
+    assert first[5]=="columns: image 'image'; label 'grade'; split 'split'; not used: 'age'"
+
+def test_names_of_splits_in_folders_and_what_is_left_out_are_said(folder, tmp_path, capsys):
+    (folder/'train').rename(folder/'Training')
+    (folder/'test').rename(folder/'Testing')
+    (folder/'unlabeled').mkdir()
+    (folder/'Training/dim/notes.txt').write_text('x')
+    out,df = _tell(tmp_path, capsys, folder)
+    assert df.groupby('split').size().to_dict()==dict(test=12, valid=7)
+    assert all(o in out for o in ('3 classes: bright, dark, dim', 'train 28 images (16/4/8)',
+        'train from Training/, test from Testing/', 'folders left out: unlabeled/', 'left out: 1 .txt'))
+
+def test_order_of_named_grades(folder, csv, tmp_path, capsys):
+    _,df = _tell(tmp_path, capsys, folder, order='dark, dim, bright')
+    assert list(df.columns[4:])==['p_dark', 'p_dim', 'p_bright']
+    assert 'quadratic_kappa' in json.loads((tmp_path/'run/metrics.json').read_text())['test']
+    with pytest.raises(CliError, match="vocab does not have: dim"): balmix_train(folder, order='dark,bright', out=tmp_path/'no', **once)
+    with pytest.raises(CliError, match='ordinal=True needs the order'): balmix_train(folder, ordinal=True, out=tmp_path/'no', **once)
+    for bad in ('dark', 'dark,,dim', '"dark,dim'):
+        with pytest.raises(CliError, match='--order'): balmix_train(folder, order=bad, out=tmp_path/'no', **once)
+    with pytest.raises(CliError, match='--order does not apply to digits'): balmix_train('digits', order='a,b', out=tmp_path/'no', **once)
+    edit(csv, lambda df: df.__setitem__('grade', [['none', 'mild, early', 'late'][int(o)] for o in df.grade]))
+    balmix_train(csv, images=tmp_path/'eyes', order='none,"mild, early",late', out=tmp_path/'c', **once)
+    assert list(pd.read_csv(tmp_path/'c/predictions.csv').columns[4:])==['p_none', 'p_mild, early', 'p_late']
+
+def test_order_names_the_classes_of_an_archive(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path/'a.npz', train_images=rng.integers(0, 256, (40,8,8), dtype=np.uint8), train_labels=np.arange(40)%2)
+    out,df = _tell(tmp_path, capsys, tmp_path/'a.npz', order='well,ill')
+    assert '2 ordered classes: well, ill' in out and set(df.label)=={'well', 'ill'}
+
+def test_image_column_and_ending(csv, tmp_path, capsys):
+    edit(csv, lambda df: df.insert(0, 'lesion', [f'L{i//2}' for i in range(30)]))
+    edit(csv, lambda df: df.insert(3, 'scan', [o[:-4] for o in df.pop('image')]))
+    kw = dict(images=tmp_path/'eyes', image='scan', label='grade', group='lesion', valid_pct=.3)
+    out,df = _tell(tmp_path, capsys, csv, suffix='png', **kw)
+    assert "image 'scan'; label 'grade'; group 'lesion'; not used: 'age', 'valid'" in out and 'ending added to names: .png' in out
+    with pytest.raises(CliError, match=r"missing below .*--suffix"): balmix_train(csv, suffix='.tif', out=tmp_path/'no', **kw, **once)
+
+@pytest.mark.parametrize('kw,says', [(dict(label=None), "'image', 'age', 'kind', 'valid'.*--label"),
+    (dict(split='age'), "row 2 has '40'"), (dict(image='no'), "image_col='no' is not a column"), (dict(window='1'), 'window='),
+    (dict(window='9,3'), 'window='), (dict(window='0,99'), '8 bits per pixel'),
+    (dict(valid_col='valid', split='valid'), 'both make splits|must differ')])
+def test_reading_options_that_are_refused(csv, tmp_path, kw, says):
+    csv.write_text(csv.read_text().replace('grade', 'kind', 1))
+    with pytest.raises(CliError, match=says):
+        balmix_train(csv, images=tmp_path/'eyes', out=tmp_path/'run', **{**dict(label='kind'), **once, **kw})
+    assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('opt', ['image', 'suffix', 'label', 'split', 'valid_col', 'group'])
+def test_options_of_csvs_are_refused_for_folders(folder, tmp_path, opt):
+    with pytest.raises(CliError, match=f"--{opt.replace('_', '-')}"): balmix_train(folder, out=tmp_path/'run', **{**once, opt:'x'})
+
+def test_sixteen_bits_are_refused_or_scaled(folder, tmp_path, capsys):
+    for f in folder.rglob('*.png'): Image.fromarray(np.asarray(Image.open(f))[...,0].astype(np.uint16)*200).save(f)
+    with pytest.raises(CliError, match=r'mode I;16.*--window'): balmix_train(folder, out=tmp_path/'run', **once)
+    assert not (tmp_path/'run').exists()
+    out,df = _tell(tmp_path, capsys, folder, window='0,51000', epochs=2, alpha=0.)
+    assert 'mode I;16' in out and len(df)==19
+
+def test_a_tab_separated_file(csv, tmp_path, capsys):
+    tsv = tmp_path/'eyes.tsv'
+    tsv.write_text(csv.read_text().replace(',', '\t'))
+    out,_ = _tell(tmp_path, capsys, tsv, images=tmp_path/'eyes', valid_col='valid')
+    assert "label 'grade'" in out and 'train 21 images (7/7/7)' in out

@@ -9,7 +9,7 @@ from fastai.vision.all import (Categorize, CategoryBlock, ColReader, CrossEntrop
     ImageDataLoaders, IndexSplitter, ItemTransform, L, Learner, MultiCategoryBlock, Normalize, PILImage, Path, RandomSplitter, SkipItemException, TfmdDL,
     TfmdLists, ToTensor, Transform, TransformBlock, aug_transforms, ifnone, load_learner, nn, noop, parent_label, set_seed, tensor)
 from fastai.tabular.all import Categorify, TabDataLoader, TabularDataLoaders
-from balmix_fastai.data import BalancedDL, PairedDL, balanced_dataloaders, get_labels, stream_probs
+from balmix_fastai.data import BalancedDL, PairedDL, ResampledDL, balanced_dataloaders, get_labels, stream_probs
 from balmix_fastai.sampling import ClassSampler, class_probs
 
 n_k = np.array([60, 20, 4])
@@ -145,6 +145,29 @@ def test_labels_of_image_folder(pngs, blind, tfm):
     want,part = [int(y) for _,y in ds],[int(y) for _,y in sub]
     blind()
     assert get_labels(ds).tolist()==want and get_labels(sub).tolist()==part
+
+def test_labels_of_a_folder_that_was_relabelled(pngs):
+    "`DatasetFolder` loads `samples`; `targets` is a copy that stays behind"
+    import torchvision.datasets as tv
+    for change in (lambda ds: ds.samples.__setitem__(slice(None), [(f, 1-y%2) for f,y in ds.samples]), lambda ds: setattr(ds, 'samples', [(f, 0) for f,_ in ds.samples]),
+        lambda ds: setattr(ds, 'targets', [1]*len(ds))):
+        ds = tv.ImageFolder(pngs/'train')
+        change(ds)
+        want = [int(y) for _,y in ds]
+        assert get_labels(ds).tolist()==want and get_labels(Subset(ds, [3,0])).tolist()==[want[3],want[0]]
+        assert get_labels(ConcatDataset([ds, ds])).tolist()==2*want
+
+@pytest.mark.parametrize('kept,want', [
+    (dict(targets=[0,1,1], labels=[0,1,1]), [0,1,1]), (dict(targets=[0,1,1], labels=[0,1,0]), None), (dict(targets=[0,1,1], labels=['cat','dog','dog']), [0,1,1]),
+    (dict(targets=[0,1,1], labels=['cat','dog']), [0,1,1]), (dict(targets=[0,1,1], samples=[('a',0),('b',1),('c',1)]), [0,1,1]),
+    (dict(targets=[0,1,1], samples=[('a',0),('b',1),('c',0)]), None), (dict(targets=tensor([0,1,1]), samples=['a','b','c']), [0,1,1]),
+    (dict(samples=[('a',2),('b',1),('c',0)]), [2,1,0]), (dict(targets=[0,1,1], labels=np.array([0,1])), None)])
+def test_labels_that_are_kept_twice(kept, want):
+    "Equal lists are read, different ones are refused, names are no labels"
+    ds = type('Kept', (), dict(__len__=lambda self: 3, __getitem__=lambda self, i: 1/0, **kept))()
+    if want: assert get_labels(ds).tolist()==want
+    else:
+        with pytest.raises(ValueError, match='(?s)other labels in.*pass labels='): get_labels(ds)
 
 @pytest.mark.parametrize('name', ['targets','labels'])
 @pytest.mark.parametrize('f', [list, np.array, tensor, lambda o: np.array(o)[:,None], lambda o: tensor(o)[:,None].to(torch.uint8), lambda o: np.array(o)*1.])
@@ -619,3 +642,34 @@ def test_distributed(distributed, world_size):
         for x,x1,p in got: assert [x,x1]==p
         mine = padded[rank*per:(rank+1)*per]
         assert [o for x,x1,_ in got for o in zip(x, x1)]==mine[:len(mine)//8*8]
+
+def test_a_resampled_loader():
+    "Other probabilities, the generator of the sampler that is there, and nothing that stays"
+    y = np.repeat([0,1,2], [40,8,2])
+    ds = TensorDataset(torch.arange(50.)[:,None], tensor(y))
+    base = lambda: DataLoaders.from_dsets(ds, ds, bs=5, num_workers=0, device='cpu').balanced(q=1, seed=0).train
+    a,b = base(),base()
+    b.sampler.probs = [.1,.2,.7]
+    drawn = [torch.cat([o[1] for o in ResampledDL(a, [.1,.2,.7])]) for _ in range(2)]
+    assert all(torch.equal(o, torch.cat([o[1] for o in b])) for o in drawn) and not torch.equal(*drawn)
+    assert np.allclose(a.sampler.probs, [.8,.16,.04]) and np.allclose(stream_probs(ResampledDL(a, [0,1,0]), [40,8,2], y), [0,1,0])
+    with pytest.raises(ValueError, match='probs has shape'): ResampledDL(a, [.5,.5])
+
+def test_a_wrapped_loader_takes_nothing_over():
+    "Neither what a stopped iteration has left on the loader, nor an attribute `it` of the data set; the data set's other attributes are reached as in fastai"
+    class Set(torch.utils.data.Dataset):
+        it,vocab = 'mine',['a','b']
+        def __len__(self): return 32
+        def __getitem__(self, i): return torch.zeros(2),i%2
+    dl = TfmdDL(Set(), bs=8, num_workers=0)
+    next(iter(dl))
+    assert hasattr(dl, 'it')
+    paired = PairedDL(dl, partners())
+    assert len(list(paired))==4 and paired.vocab==['a','b'] and not hasattr(paired, 'it') and not hasattr(paired, 'nothing')
+
+def test_what_a_worker_gets_can_be_pickled():
+    "Not what draws the partners, which may hold a Learner"
+    paired = PairedDL(TfmdDL(TensorDataset(torch.zeros(16,2), torch.zeros(16)), bs=8, num_workers=0), lambda n: np.zeros(n, dtype=int))
+    paired.one_batch()
+    copy = pickle.loads(pickle.dumps(paired))
+    assert not hasattr(copy, 'draw') and copy.bs==8 and len(list(copy.create_batches(np.zeros((16,2), dtype=int))))==2

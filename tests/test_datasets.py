@@ -1,13 +1,14 @@
 "datasets: readers of folders, CSVs and archives, what they refuse and name, parts, loaders, export; real data where there is some."
-import shutil, threading, warnings, zipfile
+import os, shutil, threading, warnings, zipfile
 from collections import Counter
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from fastai.basics import CrossEntropyLossFlat, Learner, load_learner, nn
 from fastai.layers import Flatten
 from fastai.vision.augment import Flip, RandomCrop, Resize
-from balmix_fastai.datasets import ImageSet, digits_lt, from_csv, from_folder, from_npz, read_images
+from balmix_fastai.datasets import ImageSet, digits_lt, find_images, from_csv, from_folder, from_npz, open_image, read_images, split_of
 
 def _pic(i, size=(6,8)): return np.random.default_rng(i).integers(0, 256, (*size,3), dtype=np.uint8)
 
@@ -55,7 +56,7 @@ def test_folder_of_classes_nested_hidden_and_other_files(tree):
 def _empty(d): (d/'train/zebra').mkdir()
 def _unseen(d): _draw(d/'test/zebra', 2)
 def _both(d): (d/'valid').mkdir()
-def _no_train(d): (d/'train').rename(d/'training')
+def _no_train(d): (d/'train').rename(d/'learning')
 def _one_class(d): [shutil.rmtree(o) for o in (d/'train/b', d/'train/c', d/'val', d/'test')]
 def _no_classes(d): [(d/'val'/c).rename(d.parent/c) for c in 'ab']
 @pytest.mark.parametrize('spoil,msg', [(_empty, 'without an image: train/zebra'), (_unseen, "training never has: 'zebra' of test/zebra/0.png, 'zebra' of test/zebra/1.png"),
@@ -69,6 +70,119 @@ def test_folder_without_classes_or_no_folder(tmp_path):
     _draw(tmp_path, 2)
     with pytest.raises(ValueError, match='no images found'): from_folder(tmp_path)
     with pytest.raises(ValueError, match='0.png.*is not a folder'): from_folder(tmp_path/'0.png')
+
+
+def _tree(root, **counts):
+    for d,n in counts.items(): _draw(root/d.replace('__', '/'), n)
+    return root
+
+@pytest.mark.parametrize('train,valid,test', [('train', 'validation', 'test'), ('Training', 'Val', 'Testing'), ('TRAIN', 'dev', 'TEST'),
+    ('train_images', 'val_images', 'test_images'),
+    ('TrainingSet', 'ValidationSet', 'TestSet'), ('images-train', 'images-valid', 'images-test')])
+def test_usual_names_of_splits(tmp_path, train, valid, test):
+    ims = from_folder(_tree(tmp_path/'d', **{f'{train}__a':3, f'{train}__b':2, f'{valid}__b':1, f'{test}__a':2}))
+    assert ims.vocab==['a', 'b'] and {k: ims.counts(k).tolist() for k in ims.splits}==dict(train=[3,2], valid=[0,1], test=[2,0])
+    assert f'train from {train}/, valid from {valid}/, test from {test}/' in ims.describe()
+
+@pytest.mark.parametrize('folders,says', [(['fold1__a', 'fold1__b', 'fold2__a', 'fold2__b'], 'fold1/, fold2/'),
+    (['train_cats', 'train_dogs', 'test_cats', 'test_dogs'], 'test_cats/, test_dogs/, train_cats/'),
+    (['train__a', 'train__b', 'test2__a'], 'test2/'), (['train__a', 'train__b', 'extra__a', 'extra__b'], 'extra/'),
+    (['train1__a', 'train2__b'], 'train1/, train2/'), (['images', 'masks'], 'images/'),
+    (['train__a', 'train__b', 'val__a', 'validation__b'], 'both validation/ and val/'),
+    (['Train__a', 'training__b'], 'both training/ and Train/'), (['images_001', 'images_002'], 'images_001/'),
+    (['cat__train', 'cat__test', 'dog__train', 'dog__test'], 'cat/test/, cat/train/'),
+    (['train__a__test', 'train__b'], 'train/a/test/'), (['my_train__a', 'b'], 'my_train/'),
+    (['Testing__a', 'Validation__a'], 'but no train/'),
+    (['eval__a', 'b'], 'eval/'), (['data__a', 'data__b'], 'single folder data/; pass .*d/data'),
+    (['train', 'bus', 'car'], 'no class folders')])
+def test_what_looks_like_a_split_is_no_class(tmp_path, folders, says):
+    with pytest.raises(ValueError, match=says): from_folder(_tree(tmp_path/'d', **dict.fromkeys(folders, 2)))
+
+def test_classes_that_have_a_word_of_splits(tmp_path):
+    assert from_folder(_tree(tmp_path/'d', train_station=2, valley=2, bus=2)).vocab==['bus', 'train_station', 'valley']
+    assert from_folder(_tree(tmp_path/'e', train__train=2, train__bus=2, test__train=1)).vocab==['bus', 'train']
+    assert [split_of(o) for o in ('fold1', 'train2', 'tests_passed', '', 'unlabeled', '1')]==[None]*6
+
+def test_what_a_folder_leaves_out_is_named(tmp_path):
+    d = _tree(tmp_path/'d', train__a=3, train__b=3, unlabeled=4, __MACOSX__a=1)
+    _tree(d/'.git', x=1)
+    for f in ('train/a/notes.txt', 'train/a/Thumbs.db', 'train/b/._0.png', 'train/b/.hidden.png', 'train/stray.png', 'top.csv'):
+        (d/f).write_bytes(b'x')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ims = from_folder(d).check(progress=False)
+    assert len(ims)==6
+    for text in (repr(ims), ims.describe()):
+        assert all(o in text for o in ('unlabeled/', '1 .txt', '3 hidden', '1 .png beside class folders',
+            '1 .csv beside split folders', '.git/'))
+
+def test_files_that_may_be_images_are_warned_of(tmp_path):
+    d = _tree(tmp_path/'d', a=3, b=3)
+    for f in ('a/1.dcm', 'a/2.DCM', 'a/3.nii.gz', 'b/scan', 'b/x.heic', 'b/y.npy'): (d/f).write_bytes(b'x')
+    with pytest.warns(UserWarning, match='may be images are not read: 2 .dcm, 1 .heic, 1 .nii.gz, 1 .npy, 1 no ending') as said:
+        ims = from_folder(d)
+    assert len(ims)==6 and '2 .dcm' in repr(ims) and said[0].filename==__file__
+    shutil.rmtree(d/'b')
+    (d/'b').mkdir()
+    (d/'b/1.dcm').write_bytes(b'x')
+    with pytest.raises(ValueError, match=r'without an image: b \(holds 1 .dcm\)'): from_folder(d)
+
+def test_endings_do_not_depend_on_the_machine(tmp_path, monkeypatch):
+    import mimetypes
+    monkeypatch.setattr(mimetypes, 'types_map', {})
+    for e in ('PNG', 'jpg', 'JPEG', 'tif', 'webp', 'bmp', 'jfif', 'ppm', 'jp2'):
+        for c in 'ab': _draw(tmp_path/'d'/c, 1, 'png' if e=='PNG' else e)
+        if e=='PNG': [(tmp_path/f'd/{c}/0.png').rename(tmp_path/f'd/{c}/big.PNG') for c in 'ab']
+    assert from_folder(tmp_path/'d').check(progress=False).counts().tolist()==[9,9]
+
+def test_links(tmp_path):
+    d = _tree(tmp_path/'d', a=3, b=2)
+    _tree(tmp_path, store=2, other__x=2)
+    (d/'a/up').symlink_to('..')                         # to the set
+    (d/'a/self').symlink_to('.')
+    (d/'b/more').symlink_to(tmp_path/'other')           # to images elsewhere
+    (d/'c').symlink_to(tmp_path/'store')                # a class
+    (d/'a/again.png').symlink_to(d/'a/0.png')           # to an image of the class
+    ims = from_folder(d).check(progress=False)
+    assert ims.counts().tolist()==[3,4,2] and len({os.path.realpath(o) for o in ims.items})==9
+    assert '2 link to a folder above' in repr(ims) and '1 link to an image that is there' in repr(ims)
+    (d/'b/wrong.png').symlink_to(d/'a/0.png')
+    with pytest.raises(ValueError, match='into two classes or splits: b/wrong.png is a/0.png'): from_folder(d)
+    (d/'b/wrong.png').unlink()
+    (d/'top').symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r'without an image: top \(holds 1 link to a folder above\)'): from_folder(d)
+    assert len(find_images(tmp_path)[0])==9
+
+def test_a_link_cannot_bring_test_images_into_training(tmp_path):
+    d = _tree(tmp_path/'d', train__a=3, train__b=3, test__a=2)
+    (d/'train/a/more').symlink_to(d/'test/a')
+    with pytest.raises(ValueError, match='into two classes or splits'): from_folder(d)
+
+@pytest.mark.parametrize('names,order', [(['5','10','20','100'],)*2, (['0','1','2','10'],)*2, (['-1','0','1.5','1e1'],)*2,
+    (['grade_2','grade_10','grade_1'], ['grade_1','grade_2','grade_10']),
+    (['T10','T9'], ['T9','T10']), (['b','a','10'], ['10','a','b']), (['1_0','10','9'], ['10','1_0','9']),
+    (['9007199254740993','9007199254740992'], ['9007199254740992','9007199254740993']),
+    (['a1','b2','a10'], ['a1','a10','b2']), (['inf','1'], ['1','inf'])])
+def test_classes_of_folders_and_csvs_have_one_order(tmp_path, names, order):
+    d = _tree(tmp_path/'d', **dict.fromkeys(names, 2))
+    f = tmp_path/'t.csv'
+    f.write_text('image,label\n'+'\n'.join(f'd/{n}/{i}.png,{n}' for n in names for i in range(2)))
+    for ims in (from_folder(d), from_csv(f)):
+        assert ims.vocab==order and all(ims.vocab[l]==o.parent.name for o,l in zip(ims.items, ims.labels))
+
+def test_grades_by_name_need_an_order(tmp_path):
+    grades = ['none', 'mild', 'moderate', 'severe, late']
+    d = _tree(tmp_path/'d', **dict.fromkeys(grades, 2))
+    f = tmp_path/'t.csv'
+    f.write_text('image,label\n'+'\n'.join(f'"d/{n}/{i}.png","{n}"' for n in grades for i in range(2)))
+    for read,path in ((from_folder, d), (from_csv, f)):
+        with pytest.raises(ValueError, match='ordinal=True needs the order.*mild, moderate, none, severe, late.*vocab='):
+            read(path, ordinal=True)
+        ims = read(path, ordinal=True, vocab=grades)
+        assert ims.vocab==grades and ims.ordinal and [Path(o).parent.name for o in ims.items]==[grades[l] for l in ims.labels]
+        with pytest.raises(ValueError, match="vocab does not have.*severe, late"): read(path, vocab=grades[:3])
+        assert read(path, ordinal=False).vocab==sorted(grades)
+    assert from_folder(_tree(tmp_path/'e', grade_2=2, grade_10=2), ordinal=True).vocab==['grade_2', 'grade_10']
 
 # Reading images
 
@@ -103,6 +217,102 @@ def test_images_are_read_in_threads(tree, monkeypatch):
 @pytest.mark.parametrize('bad,msg', [(np.zeros((4,4)), 'float64'), (np.zeros((4,4,2), np.uint8), r'shape \(4, 4, 2\)'), (np.zeros(4, np.uint8), r'shape \(4,\)')])
 def test_arrays_that_are_no_images(bad, msg):
     with pytest.raises(ValueError, match=msg): ImageSet([np.zeros((4,4), np.uint8), bad], [0,1], 'ab').check(progress=False)
+
+
+# Pixels
+
+def _save(path, a, **kw):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(a).save(path, **kw)
+    return path
+
+def _wide_set(tmp_path, a, ext='png'):
+    for c in 'ab':
+        for i in range(4): _save(tmp_path/f'd/{c}/{i}.{ext}', a)
+    return tmp_path/'d'
+
+wide16,wide32,floats = np.full((8,8), 4000, np.uint16),np.full((8,8), 70000, np.int32),np.full((8,8), .5, np.float32)
+
+@pytest.mark.parametrize('a,ext', [(wide16, 'png'), (wide16, 'tif'), (wide32, 'tif'), (floats, 'tif'), (wide16, 'jp2')])
+def test_wide_pixels_are_refused_where_they_are_loaded(tmp_path, a, ext):
+    ims = from_folder(_wide_set(tmp_path, a, ext)).with_valid(.5)
+    with pytest.raises(ValueError, match=rf'd/a/\d.{ext} has pixels of mode [IF].*window='): ims.dataloaders(bs=2, device='cpu')
+    other = ImageSet([_pic(i) for i in range(8)], [0,1]*4, 'ab').with_valid(.5).dataloaders(size=8, bs=2, device='cpu')
+    with pytest.raises(ValueError, match=r'has pixels of mode'): ims.test_dl(other, 'valid').one_batch()
+    with pytest.raises(ValueError, match=r'd/a/0|a/0'): ims.check(progress=False)
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_one_wide_image_among_others(tmp_path, workers):
+    for c in 'ab': _draw(tmp_path/'d'/c, 6)
+    ims = from_folder(tmp_path/'d').with_valid(.3)
+    _save(ims.items[ims.splits['train'][-1]], wide16[:6])
+    dls = ims.dataloaders(bs=8, workers=workers, device='cpu')
+    with pytest.raises(ValueError, match='would be cut off'): list(dls.train)
+
+@pytest.mark.parametrize('a,ext', [(wide16, 'png'), (wide32, 'tif'), (floats, 'tif')])
+def test_a_window_scales_wide_pixels(tmp_path, a, ext):
+    v = float(a[0,0])
+    assert 'become 0 to 255' in from_folder(_wide_set(tmp_path, a, ext), window=(0, v)).describe()
+    ims = from_folder(_wide_set(tmp_path, a, ext), window=(v/2, v*3/2)).check(progress=False).with_valid(.5)
+    dls = ims.dataloaders(bs=2, normalize=False, device='cpu')
+    assert dls.one_batch()[0].unique().tolist()==pytest.approx([128/255]) and dls.one_batch()[0].shape==(2,3,8,8)
+    (tmp_path/'t.csv').write_text(f'image,label\na/0.{ext},a\nb/0.{ext},b')
+    assert np.asarray(open_image(from_csv(tmp_path/'t.csv', images=tmp_path/'d', window=(0, v)).items[0], (0, v)))[0,0].tolist()==[255]*3
+    with pytest.raises(ValueError, match='8 bits per pixel'):
+        from_folder(_wide_set(tmp_path/'e', np.full((8,8), 9, np.uint8)), window=(0, 9)).check(progress=False)
+
+@pytest.mark.parametrize('window', [(1,1), (2,1), 5, ('a','b'), (0, float('nan')), (0,1,2)])
+def test_windows_that_are_none(tmp_path, window):
+    with pytest.raises(ValueError, match='window='): from_folder(_wide_set(tmp_path, wide16), window=window)
+    with pytest.raises(ValueError, match='window='): ImageSet([_pic(0), _pic(1)], [0,1], 'ab', window=(0, 255))
+
+@pytest.mark.parametrize('mode,ext', [('1','png'), ('L','png'), ('LA','png'), ('P','png'), ('RGBA','png'), ('CMYK','jpg'),
+    ('CMYK','tif'), ('L','jpg'), ('YCbCr','jpg'), ('P','gif')])
+def test_modes_that_are_converted(tmp_path, mode, ext):
+    im = Image.fromarray(np.kron(np.array([[0,255],[255,0]], np.uint8), np.ones((8,8), np.uint8))).convert('RGB').convert(mode)
+    im.save(tmp_path/f'x.{ext}')
+    got = np.asarray(open_image(tmp_path/f'x.{ext}')).astype(int)
+    assert got.shape==(16,16,3) and abs(got[4,4]-0).max()<4 and abs(got[4,12]-255).max()<4
+
+def _pages(p): Image.new('L', (4,4)).save(p, save_all=True, append_images=[Image.new('L', (4,4), 9)])
+def _lab(p): Image.new('LAB', (4,4)).save(p)
+def _deep_colour(p):
+    "A PNG of 16-bit RGB, which Pillow cannot write"
+    import struct, zlib
+    chunk = lambda k,d: struct.pack('>I', len(d))+k+d+struct.pack('>I', zlib.crc32(k+d))
+    p.write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 4, 4, 16, 2, 0, 0, 0))+chunk(b'IDAT',
+        zlib.compress((b'\0'+struct.pack('>12H', *[4000]*12))*4))+chunk(b'IEND', b''))
+@pytest.mark.parametrize('write,ext,msg', [(_pages,'tif','several pages'), (_pages,'gif','several pages'),
+    (_pages,'png','several pages'), (_pages,'webp','several pages'), (_lab,'tif','mode LAB'), (_deep_colour,'png','16 bits per channel')])
+def test_files_of_which_something_would_be_lost(tmp_path, write, ext, msg):
+    (tmp_path/'d/b').mkdir(parents=True)
+    _draw(tmp_path/'d/a', 2)
+    write(tmp_path/f'd/b/x.{ext}')
+    with pytest.raises(ValueError, match=msg): open_image(tmp_path/f'd/b/x.{ext}')
+    with pytest.raises(ValueError, match=rf'b/x.{ext} \(.*{msg}'): from_folder(tmp_path/'d').check(progress=False)
+
+@pytest.mark.parametrize('ext', ['jpg', 'png', 'tif', 'webp'])
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_photographs_are_turned_as_exif_says(tmp_path, ext, turn):
+    a = np.zeros((24,40), np.uint8)
+    a[:8,:8] = 255 # the corner that was up and left on the sensor
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    got = np.asarray(open_image(_save(tmp_path/f'x.{ext}', a, exif=exif)))[...,0]>127
+    # EXIF 2.3, table 6
+    flip = {1: a, 2: a[:,::-1], 3: a[::-1,::-1], 4: a[::-1], 5: a.T, 6: a[::-1].T, 7: a[::-1,::-1].T, 8: a.T[::-1]}[turn]
+    assert got.shape==flip.shape and (got==(flip>127)).mean()>.97
+
+def test_describe_says_sizes_and_modes(tmp_path):
+    _save(tmp_path/'d/a/0.png', np.zeros((10,20), np.uint8))
+    _save(tmp_path/'d/b/0.png', np.zeros((30,15,4), np.uint8))
+    assert 'size 15x10 to 20x30 pixels, mode L 1, RGBA 1; transparency is dropped' in from_folder(tmp_path/'d').describe()
+    assert 'image size 8x6 pixels, mode RGB' in _arrays([3,3]).describe()
+    assert '2 classes: c0, c1\ntrain 6 images (3/3)' in _arrays([3,3]).describe()
+
+@pytest.mark.parametrize('item', [3, None, Image.new('L', (4,4)), torch.zeros(3,4,4)])
+def test_items_that_are_neither_paths_nor_arrays(item):
+    with pytest.raises(ValueError, match='pass paths or uint8 arrays'): ImageSet([_pic(0), item], [0,1], 'ab')
 
 # CSV
 
@@ -163,12 +373,184 @@ def test_csv_valid_column_errors(tmp_path, rows, msg):
     with pytest.raises(ValueError, match=msg): from_csv(f, images=tmp_path/'ims', valid_col='is_valid')
 
 def test_csv_that_cannot_be_read(tmp_path):
-    f = _csv(tmp_path, ['0.png;a'], 'image;label')
-    with pytest.raises(ValueError, match="single column 'image;label'"): from_csv(f)
+    f = _csv(tmp_path, ['0.png|a'], 'image|label')
+    with pytest.raises(ValueError, match="single column 'image|label'"): from_csv(f)
     f.write_bytes(b'image,label\n0.png,caf\xe9\n')
     with pytest.raises(ValueError, match='not a UTF-8'): from_csv(f)
     with pytest.raises(ValueError, match='is not a folder'): from_csv(_csv(tmp_path, ['0.png,a', '1.png,b']), images=tmp_path/'no')
     with pytest.raises(ValueError, match='is not a file'): from_csv(tmp_path/'no.csv')
+
+
+def _rows(n, *f): return [','.join(str(o(i)) for o in f) for i in range(n)]
+_file,_class = (lambda i: f'{i}.png'),(lambda i: 'ab'[i%2])
+
+@pytest.mark.parametrize('head,cells,label', [
+    ('image,label,split', [_class, lambda i: 'x'], 'label'), ('image,Diagnosis,patient', [_class, lambda i: f'P{i//2}'], 'Diagnosis'),
+    ('image,label,fold5', [_class, lambda i: i%5], 'label'),
+    ('image,age,DX,sex', [lambda i: 40+i, _class, lambda i: 'mf'[i%2]], 'DX'), ('image,anything', [_class], 'anything'),
+    ('image,x,y', [lambda i: i, lambda i: i%2], None),
+    ('image,patient', [_class], None), ('image,fold', [_class], None), ('image,age,kind', [lambda i: i, _class], None),
+    ('image,label,class', [_class, _class], None), ('image,score1,score2', [lambda i: i/8, lambda i: 1-i/8], None),
+    ('image,PatientID', [_class], None), ('image,grade,y', [_class, lambda i: i], None),
+    ('image,y,patient_id', [_class, lambda i: i], 'y')])
+def test_the_label_column_is_named_as_one_or_must_be_named(tmp_path, head, cells, label):
+    f = _csv(tmp_path, _rows(8, _file, *cells), head)
+    read = lambda **kw: from_csv(f, images=tmp_path/'ims', split_col='', **kw)
+    if label is None:
+        with pytest.raises(ValueError, match='does not say which column is the label') as e: read()
+        assert all(repr(o) in str(e.value) for o in head.split(',')) and 'label_col=' in str(e.value)
+        assert read(label_col=head.split(',')[-1]).names[3]=='3.png'
+    else:
+        ims = read()
+        assert [ims.vocab[l] for l in ims.labels]==[r.split(',')[head.split(',').index(label)] for r in _rows(8, _file, *cells)]
+        assert f"label {label!r}" in repr(ims)
+
+@pytest.mark.parametrize('names', [('train','valid','test'), ('Training','val','Testing'), ('TRAIN','Validation','TEST'),
+    ('train_set','dev','test_set')])
+@pytest.mark.parametrize('head', ['split', 'Set', 'anything'])
+def test_a_column_of_splits_makes_them(tmp_path, names, head):
+    f = _csv(tmp_path, _rows(8, _file, _class, lambda i: names[max(i-5, 0)]), f'image,label,{head}')
+    for kw in ({}, dict(split_col=head)):
+        ims = from_csv(f, images=tmp_path/'ims', **kw)
+        assert {k: v.tolist() for k,v in ims.splits.items()}==dict(train=[0,1,2,3,4,5], valid=[6], test=[7])
+        assert f"split {head!r}" in repr(ims)
+    assert list(from_csv(f, images=tmp_path/'ims', split_col='').splits)==['train']
+
+@pytest.mark.parametrize('head,cells,kw,msg', [('image,label,split', ['train','train','tset'], {}, "not understood: row 4 has 'tset'"),
+    ('image,label,split', ['train','','test'], {}, "row 3 has ''"),
+    ('image,label,split', [0,0,1], {}, "row 2 has '0'.*split_col=''"),
+    ('image,label,subset', ['train','test','holdout'], {}, "row 4 has 'holdout'"),
+    ('image,label,fold', [0,1,2], dict(split_col='fold'), "row 2 has '0'"),
+    ('image,label,split,official', ['train,test','test,train','train,train'], dict(split_col='no'), "split_col='no' is not a column"),
+    ('image,label,a,b', ['train,test','train,train','train,train'], {}, "'a', 'b' of t.csv all name splits"),
+    ('image,label,split,held', ['train,0','train,0','test,1'], dict(valid_col='held'), "'held' and 'split' of t.csv both make splits"),
+    ('image,label,split', ['test','valid','test'], {}, 'no training image')])
+def test_splits_that_are_not_understood(tmp_path, head, cells, kw, msg):
+    f = _csv(tmp_path, [f'{i}.png,{"aba"[i]},{c}' for i,c in enumerate(cells)], head)
+    with pytest.raises(ValueError, match=msg): from_csv(f, images=tmp_path/'ims', **kw)
+
+def test_a_csv_for_testing_only(tmp_path):
+    f = _csv(tmp_path, ['0.png,a,test', '1.png,b,Test'], 'image,label,split')
+    assert list(from_csv(f, images=tmp_path/'ims').splits)==['test']
+
+@pytest.mark.parametrize('head,order,kw', [('lesion,image,dx', 'GFC', {}), ('lesion,dx,whatever', 'GCF', {}),
+    ('id,file,label', 'GFC', {}), ('x,path,label', 'GFC', {}), ('image,photo2,label', 'GFC', {}), ('dx,scan', 'CF', {}),
+    ('a,b,label', 'GFC', dict(image_col='b'))])
+def test_the_image_column_is_found(tmp_path, head, order, kw):
+    f = _csv(tmp_path, [','.join(dict(G=f'L{i//2}', F=_file(i), C=_class(i))[o] for o in order) for i in range(8)], head)
+    ims = from_csv(f, images=tmp_path/'ims', **kw)
+    assert ims.names==[_file(i) for i in range(8)] and [ims.vocab[l] for l in ims.labels]==[_class(i) for i in range(8)]
+
+def test_two_columns_of_images(tmp_path):
+    f = _csv(tmp_path, ['0.png,1.png,a', '2.png,3.png,b'], 'left,right,label')
+    with pytest.raises(ValueError, match="'left', 'right' of t.csv all hold images.*image_col="): from_csv(f, images=tmp_path/'ims')
+    assert from_csv(f, images=tmp_path/'ims', image_col='right').names==['1.png', '3.png']
+    f = _csv(tmp_path, ['u0,p0,a', 'u1,p1,b'], 'study,thing,label')
+    with pytest.raises(ValueError, match=r"missing below .* row 2 \(u0\).*image_col= \(--image\).*suffix="):
+        from_csv(f, images=tmp_path/'ims')
+
+@pytest.mark.parametrize('ext', ['png', 'jpg', 'JPG'])
+@pytest.mark.parametrize('suffix', [None, '.{}', '{}'])
+def test_names_without_ending(tmp_path, ext, suffix):
+    _draw(tmp_path/'ims', 4, ext.lower())
+    for o in (tmp_path/'ims').iterdir(): o.rename(o.with_name(f'ISIC_{o.stem}.{ext}'))
+    (tmp_path/'t.csv').write_text('lesion_id,image_id,dx\n'+'\n'.join(f'H{i},ISIC_{i},{_class(i)}' for i in range(4)))
+    ims = from_csv(tmp_path/'t.csv', images=tmp_path/'ims', suffix=suffix and suffix.format(ext)).check(progress=False)
+    assert ims.names==[f'ISIC_{i}' for i in range(4)] and [o.name for o in ims.items]==[f'ISIC_{i}.{ext}' for i in range(4)]
+    assert f'ending added to names: .{ext}' in repr(ims)
+    with pytest.raises(ValueError, match='missing below'): from_csv(tmp_path/'t.csv', images=tmp_path/'ims', suffix='.tif')
+    _draw(tmp_path/'ims', 1, 'bmp')
+    (tmp_path/'ims/0.bmp').rename(tmp_path/'ims/ISIC_1.bmp')
+    with pytest.raises(ValueError, match="'ISIC_0' have no ending.*'.bmp'"): from_csv(tmp_path/'t.csv', images=tmp_path/'ims')
+
+@pytest.mark.parametrize('rows,row', [(['0.png,"a', '1.png,b', '2.png,a'], 2), (['0.png,a', '1.png,"b', '2.png,a', '3.png,"b'], 3),
+    (['0.png,a', '1.png,b"', '2.png,a'], 3), (['0.png,a', '1.png,b"c', '2.png,a'], 3),
+    (['0.png,a', '1.png, "b"'], 3), (['0.png,a', '"1.png",b', '"2.png,b'], 4), (['0.png,"a" ', '1.png,b'], 2)])
+def test_stray_quotes(tmp_path, rows, row):
+    f = _csv(tmp_path, rows)
+    with pytest.raises(ValueError, match=f'quote.*in row {row}:'): from_csv(f, images=tmp_path/'ims')
+
+def test_quotes_that_pair_up_over_rows(tmp_path):
+    f = _csv(tmp_path, ['0.png,"a', '1.png,b', '2.png,"', '3.png,b'])
+    with pytest.raises(ValueError, match='hold whole rows: row 2'): from_csv(f, images=tmp_path/'ims')
+    f = _csv(tmp_path, ['0.png,a,fine', '1.png,b,"large', 'and round"', '2.png,b,'], 'image,label,report')
+    assert from_csv(f, images=tmp_path/'ims').names==['0.png', '1.png', '2.png'] # a report of two lines
+    f = _csv(tmp_path, ['0.png,a', '1.png,"b', 'c"', '2.png,b'])
+    with pytest.raises(ValueError, match=r"several lines.*row 3 \('b\\nc'\)"): from_csv(f, images=tmp_path/'ims')
+    f = _csv(tmp_path, ['0.png,"a ""1"""', '"1.png","b, c"'])
+    assert from_csv(f, images=tmp_path/'ims').vocab==['a "1"', 'b, c']
+
+@pytest.mark.parametrize('first', ['0.png,a', 'photo.JPG,a', 'a,0.png', 'ISIC_0,a'])
+def test_a_csv_without_header(tmp_path, first):
+    _draw(tmp_path/'ims', 1)
+    (tmp_path/'ims/0.png').rename(tmp_path/'ims/ISIC_0.png')
+    f = _csv(tmp_path, ['1.png,a', '2.png,b'], first)
+    with pytest.raises(ValueError, match='t.csv has no header'): from_csv(f, images=tmp_path/'ims')
+
+@pytest.mark.parametrize('one,zero', [('1','0'), ('1.0','0.0')])
+def test_one_hot_columns(tmp_path, one, zero):
+    hot = lambda *ks: [','.join([f'{i}.png', *(one if j==k else zero for j in range(3)), f'p{i}']) for i,k in enumerate(ks)]
+    f = _csv(tmp_path, hot(2,0,0,2), 'image,NV,MEL,BCC,patient')
+    ims = from_csv(f, images=tmp_path/'ims')
+    assert ims.vocab==['NV', 'BCC'] and ims.labels.tolist()==[1,0,0,1]
+    assert from_csv(f, images=tmp_path/'ims', vocab=['BCC', 'MEL', 'NV']).labels.tolist()==[0,2,2,0]
+    assert from_csv(f, images=tmp_path/'ims', label_col='BCC').labels.tolist()==[1,0,0,1]
+    f.write_text(f.read_text().replace(f'1.png,{one},{zero}', f'1.png,{one},{one}'))
+    with pytest.raises(ValueError, match="'NV', 'MEL', 'BCC' of t.csv look like one-hot.*: row 3 has 2"): from_csv(f, images=tmp_path/'ims')
+    f.write_text(f.read_text().replace(one, zero))
+    with pytest.raises(ValueError, match='row 2 has 0, row 3 has 0'): from_csv(f, images=tmp_path/'ims')
+
+def test_one_hot_columns_that_are_named_like_images(tmp_path):
+    f = _csv(tmp_path, ['0.png,1,0', '1.png,0,1', '2.png,1,0'], 'image,0,1')
+    ims = from_csv(f, images=tmp_path/'ims')
+    assert ims.vocab==['0', '1'] and ims.labels.tolist()==[0,1,0]
+
+@pytest.mark.parametrize('label', ['a|b', 'a;b', 'a,b', 'a b', 'a+b'])
+def test_several_labels_in_a_cell(tmp_path, label):
+    f = _csv(tmp_path, ['0.png,a', '1.png,b', f'2.png,"{label}"'])
+    with pytest.raises(ValueError, match=r'Several labels in one cell.*row 4'): from_csv(f, images=tmp_path/'ims')
+    assert from_csv(f, images=tmp_path/'ims', vocab=['a', 'b', label]).labels.tolist()==[0,1,2]
+
+@pytest.mark.parametrize('labels', [['NA','None'], ['01','2'], ['1e3','7'], ['null','true'], ['N/A','-'], ['1_0','10'], ['0x1','1']])
+def test_labels_stay_text(tmp_path, labels):
+    ims = from_csv(_csv(tmp_path, [f'{i}.png,{o}' for i,o in enumerate(labels)]), images=tmp_path/'ims')
+    assert sorted(ims.vocab)==sorted(labels) and [ims.vocab[l] for l in ims.labels]==labels
+
+def test_a_class_called_nan(tmp_path):
+    f = _csv(tmp_path, ['0.png,nan', '1.png,b'])
+    with pytest.raises(ValueError, match='Missing labels'): from_csv(f, images=tmp_path/'ims')
+    assert from_csv(f, images=tmp_path/'ims', vocab=['nan', 'b']).vocab==['nan', 'b']
+
+@pytest.mark.parametrize('sep', [',', ';', '\t'])
+@pytest.mark.parametrize('enc', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le-bom', 'utf-32'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_dialects_and_encodings(tmp_path, sep, enc, end):
+    _draw(tmp_path/'ims', 3)
+    text = end.join(sep.join(o) for o in [('image','größe','label'), ('0.png','"1,5; 2"','é'), ('1.png','2','b'), ('2.png','3','é')])+end
+    raw = b'\xff\xfe'+text.encode('utf-16-le') if enc=='utf-16-le-bom' else text.encode(enc)
+    (tmp_path/'t.csv').write_bytes(raw)
+    ims = from_csv(tmp_path/'t.csv', images=tmp_path/'ims')
+    assert ims.vocab==['b', 'é'] and ims.labels.tolist()==[1,0,1]
+
+@pytest.mark.parametrize('raw,msg', [('image,label\n0.png,é\n'.encode('latin-1'), 'Latin-1'),
+    ('image,label\n0.png,a\n'.encode('utf-16-le'), 'NUL bytes'), (b'image,label\n0.png,a\0\n', 'NUL bytes'),
+    (b'image,label,label\n0.png,a,b\n', "twice: 'label'"), (b'image label\n0.png a\n', "single column 'image label'"),
+    (b'image,label\n', 'no images found'), (b'', 'no images found')])
+def test_files_that_are_refused_by_name(tmp_path, raw, msg):
+    (tmp_path/'t.csv').write_bytes(raw)
+    with pytest.raises(ValueError, match=msg): from_csv(tmp_path/'t.csv')
+
+def test_columns_without_a_name(tmp_path):
+    f = _csv(tmp_path, ['0,0.png,a', '1,1.png,b'], ',image,kind') # as pandas writes its index
+    assert from_csv(f, images=tmp_path/'ims').vocab==['a', 'b']
+    f = _csv(tmp_path, ['0.png,a,,', '1.png,b', '2.png,b,,,'], 'image,label,,')
+    assert from_csv(f, images=tmp_path/'ims').names==['0.png', '1.png', '2.png']
+    f = _csv(tmp_path, ['0.png,a,5', '1.png,b,5'], 'image,label,')
+    with pytest.raises(ValueError, match='row 2'): from_csv(f, images=tmp_path/'ims')
+
+def test_images_that_the_csv_does_not_list_are_counted(tmp_path):
+    f = _csv(tmp_path, ['0.png,a', '1.png,b'])
+    assert '6 images that lie beside' in repr(from_csv(f, images=tmp_path/'ims'))
 
 # Archives
 

@@ -372,7 +372,7 @@ def test_difficulty_follows_validation():
     seen = []
     class Watch(Callback):
         run_valid,order = False,5
-        def before_train(self): seen.append(self.learn.dls.train.sampler.probs.copy())
+        def before_train(self): seen.append(self.learn.dl.sampler.probs.copy())
     learn = learner(data.dataloaders(bs=32, seed=0, device='cpu').balanced(q=.3, seed=0), cbs=(cb := DifficultySampling(.1, keep=.25)))
     learn.fit_one_cycle(4, 5e-3, cbs=Watch())
     n = data.counts()

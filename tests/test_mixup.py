@@ -1,5 +1,5 @@
 "mixup: against independent training loops, with fastai's losses and callbacks, interruptions, seeds, schedules, errors."
-import gc, multiprocessing, pickle, warnings
+import gc, multiprocessing, pickle, subprocess, sys, textwrap, warnings
 from copy import deepcopy
 from fractions import Fraction
 import numpy as np, pytest, torch, torch.nn.functional as F
@@ -14,8 +14,11 @@ from fastai.vision.all import (BCEWithLogitsLossFlat, CSVLogger, Callback, Cance
     tensor)
 from fastai.tabular.all import Categorify, TabularDataLoaders, tabular_learner
 from balmix_fastai.data import PairedDL
+from balmix_fastai.losses import BalancedSoftmaxLoss
+from balmix_fastai.mixers import ReMix
 from balmix_fastai.mixup import BalancedMixUp
 from balmix_fastai.sampling import class_probs, mixup_prior
+from balmix_fastai.schedule import ProgressiveSampling
 
 n_k = np.array([40, 12, 5])
 ys = np.random.default_rng(0).permutation(np.repeat(range(3), n_k))
@@ -954,8 +957,8 @@ def test_cancelled_batches_keep_the_count():
     learner([cb, Skip()]).fit(1)
     assert len(cb.lams)==4
 
-def test_it_reads_labels_once():
-    "Not in each epoch, and again only for other data"
+def test_it_reads_labels_once_in_a_fit():
+    "Not in each epoch; and again in the next fit, since items may have been relabelled"
     class Counting(Opaque):
         reads = 0
         @property
@@ -966,7 +969,84 @@ def test_it_reads_labels_once():
     learn.fit(1)
     n = Counting.reads
     learn.fit(3)
-    assert n and Counting.reads==n
+    assert n and Counting.reads==2*n
+
+def test_labels_that_are_given_serve_the_loss_too():
+    learn = learner(BalancedMixUp(labels=ys, seed=1), ds=Opaque(), loss_func=BalancedSoftmaxLoss())
+    learn.fit(1)
+    assert np.allclose(learn.loss_func.prior, mixup_prior(n_k, .2))
+
+class Interrupt(Callback):
+    def after_batch(self):
+        if self.training and self.iter==1: raise KeyboardInterrupt
+
+class Cancel(Callback):
+    def after_batch(self):
+        if self.training and self.iter==1: raise CancelFitException
+
+def _interrupted(l):
+    with pytest.raises(KeyboardInterrupt): l.fit(1, cbs=Interrupt())
+
+@pytest.mark.parametrize('first', [lambda l: l.lr_find(show_plot=False, num_it=5), lambda l: l.fit(1, cbs=Cancel()), _interrupted, lambda l: next(iter(l.dls.train)),
+    lambda l: l.dls.train.one_batch()], ids=['lr_find','cancelled','interrupted','iterator','one_batch'])
+@pytest.mark.parametrize('kind', ['shuffled','re-sampled'])
+@pytest.mark.parametrize('cb', [BalancedMixUp, lambda: BalancedMixUp(partners='pool'), lambda: BalancedMixUp(q=.5, per_item=True), ProgressiveSampling, ReMix])
+def test_after_a_plain_fit_that_was_stopped(first, kind, cb):
+    "A loader without worker processes keeps an iterator when it is stopped, which is its own and of no use to another"
+    learn = learner()
+    if kind=='re-sampled' or cb is ProgressiveSampling: learn.dls = learn.dls.balanced(q=1, seed=0)
+    first(learn)
+    learn.fit(2, cbs=cb())
+    assert len(learn.recorder.values)==2
+
+def spawned(method, code, tmp_path):
+    "Run `code` where loader processes are started by `method`"
+    head = """
+        import sys, multiprocessing, warnings; warnings.filterwarnings('ignore')
+        import numpy as np, torch
+        from fastai.basics import *
+        from fastai.callback.schedule import *
+        from balmix_fastai.flexible import *
+        from balmix_fastai.mixup import *
+        from balmix_fastai.prior import *
+        from balmix_fastai.losses import *
+        from balmix_fastai.data import *
+        from balmix_fastai.schedule import *
+        class Noise(Transform):
+            def encodes(self, x:Tensor): return x+torch.randn_like(x) if x.is_floating_point() else x
+        class Slow(Callback): # what a Learner holds may be of a kind that no pickle takes
+            def before_fit(self): self.f = lambda: None
+        def main():
+            x,y = torch.randn(32,4),np.repeat([0,1], [22,10])
+            ds = torch.utils.data.TensorDataset(x, tensor(y))
+            def loaders(n=1, **kw): return DataLoaders(TfmdDL(ds, bs=8, num_workers=n, device='cpu', **kw), TfmdDL(ds, bs=32, num_workers=0, device='cpu'))
+            dls = loaders(shuffle=True)
+            def fit(dls, *cbs, loss=CELoss()):
+                learn = Learner(dls, nn.Sequential(nn.Linear(4,4), nn.Linear(4,2)), loss_func=loss, cbs=[Slow()])
+                with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3, cbs=cbs)
+                return learn
+        """
+    body = textwrap.dedent(head)+textwrap.indent(textwrap.dedent(code), '    ')
+    (tmp_path/'go.py').write_text(body+f"\nif __name__=='__main__':\n    multiprocessing.set_start_method({method!r})\n    main()\n    print('done')\n", encoding='utf-8')
+    res = subprocess.run([sys.executable, 'go.py'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert res.stdout.endswith('done\n'), res.stderr[-2000:]
+
+@pytest.mark.parametrize('method', ['spawn','forkserver'])
+def test_worker_processes_that_do_not_fork(method, tmp_path):
+    "Windows, macOS, and Linux from Python 3.14 on: what goes to a worker carries neither the Learner nor its network"
+    spawned(method, """
+        fit(dls, BalancedMixUp(seed=0), loss=BalancedSoftmaxLoss())
+        fit(dls, BalancedMixUp(seed=0, partners='pool'))
+        fit(dls.balanced(q=1, seed=0), ProgressiveSampling(), BalancedMixUp(seed=0))
+        fit(dls, FlexibleSampling(warmup=0., patience=0., query=1., seed=0))
+        fit(dls, BalancedMixUp(seed=0)).pretrain_contrastive(1, tfms=[Noise()])""" if method=='spawn' else "fit(dls, BalancedMixUp(seed=0))", tmp_path)
+
+def test_partners_are_the_same_in_a_spawned_worker(tmp_path):
+    spawned('spawn', """
+        def drawn(n):
+            fit(loaders(n), cb := BalancedMixUp(seed=3))
+            return cb.lams,cb.partner_counts,cb.prior
+        for a,b in zip(drawn(0), drawn(1)): assert np.array_equal(a, b)""", tmp_path)
 
 # Distributed
 
