@@ -8,7 +8,7 @@ from balmix_fastai.cli import balmix_demo, balmix_study, balmix_train
 
 fast = dict(arch='test_resnet', epochs=2, size=32, bs=8, lr='0.005', augment='none', tta='none')
 study_files = 'classes.png figure.png pairs.csv recalls.csv report.md results.json runs.csv summary.csv'.split()
-written = 'best.pth config.json confusion_valid.png export.pkl log.csv metrics.json predictions.csv state.pth'.split()
+written = 'best.pth config.json confusion_valid.png export.pkl log.csv metrics.json predictions.csv splits.json.gz state.pth'.split()
 
 def picture(path, k, rng):
     "A noisy image whose class `k` can be seen in its brightness"

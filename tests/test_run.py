@@ -126,7 +126,7 @@ def test_last_is_the_last_epoch(digits, tmp_path):
 
 def test_what_is_not_kept_is_gone(digits, tmp_path):
     small(digits, tmp_path)
-    assert sorted(o.name for o in tmp_path.iterdir())==['log.csv','metrics.json','predictions.csv']
+    assert sorted(o.name for o in tmp_path.iterdir())==['log.csv','metrics.json','predictions.csv','splits.json.gz']
 
 @pytest.mark.parametrize('kw', [dict(schedule='step'), dict(schedule='plateau'), dict(sampling='deferred', defer=False), dict(loss='equalization', sampling='sqrt'),
     dict(loss='influence_balanced'), dict(loss='ldam', head='cosine', defer=True)], ids=lambda o: '-'.join(map(str, o.values())))
