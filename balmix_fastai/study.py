@@ -268,10 +268,10 @@ def _check_out(self:Study, out):
     for run in self.runs:
         f = self._dir(out, run)/'config.json'
         if not (f.exists() and has_begun(f.parent)): continue
+        self._check_splits(run, f.parent, seen)
         new,old = self._config(run),read_json(f)
         diff = [f"{k} {new.get(k)!r}, was {old.get(k)!r}" for k in {**new, **old} if new.get(k)!=old.get(k)]
         if diff: raise ValueError(f"{f.parent} holds this run with other settings: {'; '.join(diff)}. Choose another folder, or delete that run.")
-        self._check_splits(run, f.parent, seen)
 
 @patch
 def _check_splits(self:Study, run, d, seen):
