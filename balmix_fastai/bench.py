@@ -20,8 +20,9 @@ from torch.utils.data import WeightedRandomSampler
 from .sampling import *
 from .data import *
 from .mixup import *
-from .report import _md_table
-from .run import _quiet, _write_json
+from .output import *
+from .report import markdown_table
+from .run import _quiet
 
 # %% ../nbs/bench.ipynb #544a525f
 def take_turns(
@@ -370,7 +371,7 @@ class BenchResults:
 
     def to_markdown(self)->str:
         "Machine and table as Markdown"
-        return '\n'.join([*(f'- {k}: {v}' for k,v in self.meta.items()), '', _md_table(self.to_frame()), ''])
+        return '\n'.join([*(f'- {k}: {v}' for k,v in self.meta.items()), '', markdown_table(self.to_frame()), ''])
 
     def plot(self):
         "Ratios with their ranges, on a log scale"
@@ -396,8 +397,8 @@ def save(self:BenchResults,
     "Write bench.json, bench.md and bench.png"
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out/'bench.json', dict(meta=self.meta, rows=json.loads(self.rows.to_json(orient='records'))))
-    (out/'bench.md').write_text(self.to_markdown())
+    write_json(out/'bench.json', dict(meta=self.meta, rows=json.loads(self.rows.to_json(orient='records'))))
+    write_whole(out/'bench.md', self.to_markdown())
     self.plot().savefig(out/'bench.png', dpi=130)
 
 @patch(cls_method=True)
@@ -405,12 +406,12 @@ def load(cls:BenchResults,
     out # Folder
 )->BenchResults:
     "Read what `save` wrote"
-    d = json.loads((Path(out)/'bench.json').read_text())
+    d = read_json(Path(out)/'bench.json')
     return cls(d['rows'], d['meta'])
 
 # %% ../nbs/bench.ipynb #987823ce
 def _machine():
-    info = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    info = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines() if Path('/proc/cpuinfo').exists() else []
     cpu = first([o.split(':')[1].strip() for o in info if o.startswith('model name')]) or platform.processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     versions = dict(Python=platform.python_version(), **{o.__name__: o.__version__ for o in (torch, torchvision, fastai, np)})

@@ -8,7 +8,7 @@ Docs: https://balmix.github.io/balmix_fastai/cli.html.md"""
 __all__ = ['balmix_demo', 'balmix_train', 'balmix_study', 'balmix_bench']
 
 # %% ../nbs/cli.ipynb #520b7586
-import csv, json, warnings, yaml
+import csv, sys, warnings
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated') # fastai's import of torchvision; noise before every command
 from fastai.vision.all import *
@@ -16,6 +16,7 @@ from fastcore.script import call_parse, store_true, CliError
 from tempfile import TemporaryDirectory
 
 from .datasets import *
+from .output import *
 from .run import *
 from .run import _show_bars
 from .tables import *
@@ -25,9 +26,15 @@ from .bench import *
 # %% ../nbs/cli.ipynb #680c555b
 @contextmanager
 def _clear_errors():
-    "Errors about data and options as one line on a terminal"
+    "Errors about data, options and files as one line on a terminal"
     try: yield
-    except (ValueError, FileNotFoundError) as e: raise CliError(str(e)) from e
+    except (ValueError, OSError) as e: raise CliError(' '.join(str(e).split())) from e
+
+def _begin(out):
+    "Check the output folder before any work, and let any name be printed, whatever the locale"
+    for o in (sys.stdout, sys.stderr):
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
+    with _clear_errors(): return check_folder(out, '--out')
 
 def _positive(name, v, least=1):
     if v<least: raise CliError(f"--{name} {v} must be at least {least}.")
@@ -47,6 +54,7 @@ def balmix_demo(
     out:str='balmix_demo' # Folder for the report, tables and figures
 ):
     "Compare four ways to train on an imbalanced image set"
+    out = _begin(out)
     _positive('epochs', epochs)
     _positive('seeds', seeds)
     with _clear_errors():
@@ -56,7 +64,7 @@ def balmix_demo(
         study = Study(imgs, _demo_arms, dict(kw, arch='small_cnn', epochs=epochs, lr=5e-3, augment='none', metric='last'), seeds, title=f'Demo on {data}',
             table=['accuracy','balanced_accuracy','macro_f1','mcc','macro_auroc', *(['quadratic_kappa','kendall_tau'] if imgs.ordinal else [])])
     print(study.sets[0])
-    with TemporaryDirectory() as d:
+    with TemporaryDirectory() as d, _clear_errors():
         if failed := study.run(d): raise CliError(f"a run failed: {first(failed.values())}")
         res = study.results(d)
     res.save(out)
@@ -71,24 +79,25 @@ def _split(imgs, folds, valid_pct, seed):
     if folds: return imgs.folds(folds, seed)
     return [imgs if 'valid' in imgs.splits else imgs.with_valid(ifnone(valid_pct, .2), seed)]
 
-_files = 'config.json lr.json log.csv best.pth state.pth export.pkl predictions.csv metrics.json correction.json confusion_valid.png confusion_test.png'.split()
+def _folders(out): return [out, *out.glob('fold*')]
+def _begun(out): return any(map(has_begun, _folders(out)))
 
 def _prepare_out(out, config, resume, overwrite):
     "Check the output folder against what is asked, and for a new run make it and write the settings"
-    saved = json.loads((out/'config.json').read_text()) if (out/'config.json').exists() else None
-    if resume:
-        if saved is None: raise CliError(f"--resume: {out} holds no run (no config.json); leave out --resume to start one.")
+    file = out/'config.json'
+    saved = read_json(file) if file.exists() else None
+    if resume and saved is None: raise CliError(f"--resume: {out} holds no run (no config.json); leave out --resume to start one.")
+    if resume and _begun(out):
         diff = {k: (saved.get(k), v) for k,v in config.items() if saved.get(k)!=v}
         if diff: raise CliError("--resume: these settings differ from the run's: " + ', '.join(f'{k} {b!r}, was {a!r}' for k,(a,b) in diff.items()) +
             "; give the same as before, or start a new run in another --out.")
         return
     if out.exists() and any(out.iterdir()):
         if saved is None: raise CliError(f"--out {out} exists and is not a run of balmix-train; choose another folder.")
-        if not overwrite: raise CliError(f"--out {out} holds a run already; go on with it by --resume, replace it by --overwrite, or choose another folder.")
-        for d in [out, *out.glob('fold*')]:
-            for f in _files: (d/f).unlink(missing_ok=True)
+        if _begun(out) and not overwrite: raise CliError(f"--out {out} holds a run already; go on with it by --resume, replace it by --overwrite, or choose another folder.")
+        for d in _folders(out): clear_run(d)
     out.mkdir(parents=True, exist_ok=True)
-    (out/'config.json').write_text(json.dumps(config, indent=1))
+    write_json(file, config)
 
 # %% ../nbs/cli.ipynb #ed37f51c
 @call_parse
@@ -139,6 +148,7 @@ def balmix_train(
 ):
     "Train a network with Balanced-MixUp on an imbalanced image set"
     config = {k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k not in ('resume','overwrite','out','workers')}
+    out = _begin(out)
     _check_options(config, resume, overwrite)
     run = {k: config[k] for k in 'arch pretrained head mixer alpha partners pool_mb sampling pretrain loss defer two_stage posthoc epochs schedule opt mom wd bs size augment metric seed tta fp16'.split()}
     run.update(lr=_number(lr), workers=workers, resume=resume)
@@ -150,14 +160,19 @@ def balmix_train(
         if not rank_distrib(): print((imgs if folds else sets[0]).check(progress=_show_bars()).describe(), flush=True)
         for n in (len(o.splits['train']) for o in sets):
             if n<bs: raise ValueError(f"--bs {bs} is more than the {n} training images, so there would be no full batch; pass a smaller one.")
-    out = Path(out)
-    if not rank_distrib(): _prepare_out(out, config, resume, overwrite)
-    with _faults(out): res = [_run_fold(o, out/f'fold{i}' if folds else out, run) for i,o in enumerate(sets)]
+        dirs = [out/f'fold{i}' for i in range(folds)] or [out]
+        for o,d in zip(sets, dirs):
+            check_data(o, **run)
+            if resume: check_splits(o, d)
+        if not rank_distrib(): _prepare_out(out, config, resume, overwrite)
+    with _faults(out): res = [_run_fold(o, d, run) for o,d in zip(sets, dirs)]
     if rank_distrib(): return
     return _finish(res, out) if folds else _report(res[0], out)
 
 # %% ../nbs/cli.ipynb #0bc53080
-_goes_on = "The finished epochs are saved: go on with the same command and --resume."
+def _goes_on(out):
+    if _begun(out): return "The finished epochs are saved: go on with the same command and --resume."
+    return "No epoch was finished, so there is nothing to go on with: give the same command again."
 
 def _said(e):
     "The message of `e` without the name of the callback, which fastai puts in front"
@@ -167,14 +182,14 @@ def _said(e):
 def _faults(out):
     "What may stop a training, as one line that says what to do"
     try: yield
-    except KeyboardInterrupt: raise CliError(f"Stopped. {_goes_on}") from None
+    except KeyboardInterrupt: raise CliError(f"Stopped. {_goes_on(out)}") from None
     except torch.OutOfMemoryError as e: raise CliError(f"The device is out of memory: {_said(e)} Start anew with a smaller --bs, --size or --pool-mb, and --overwrite.") from e
     except FloatingPointError as e: raise CliError(f"{_said(e)} {out}/log.csv has the epochs before; start anew with --overwrite.") from e
-    except OSError as e: raise CliError(f"{_said(e)} {_goes_on}") from e
+    except OSError as e: raise CliError(f"{_said(e)} {_goes_on(out)}") from e
     except ValueError as e: raise CliError(_said(e)) from e
     except RuntimeError as e:
         if 'DataLoader worker' not in str(e): raise
-        raise CliError(f"{_said(e)}. A process that loads images has ended; often the machine is out of memory, and fewer --workers help. {_goes_on}") from e
+        raise CliError(f"{_said(e)}. A process that loads images has ended; often the machine is out of memory, and fewer --workers help. {_goes_on(out)}") from e
 
 # %% ../nbs/cli.ipynb #98a9f4b0
 def _check_options(c, resume, overwrite):
@@ -217,7 +232,7 @@ def _classes(order):
 # %% ../nbs/cli.ipynb #d5b29cba
 def _run_fold(imgs, out, run):
     done = out/'metrics.json'
-    if run['resume'] and done.exists(): return json.loads(done.read_text())
+    if run['resume'] and done.exists(): return read_json(done)
     return train_run(imgs, out, **run)
 
 def _report(res, out):
@@ -232,19 +247,29 @@ def _finish(res, out):
     splits = [o for o in ('valid','test') if o in res[0]]
     table = {o: pd.DataFrame([r[o] for r in res]) for o in splits}
     summary = {o: dict(mean=t.mean().to_dict(), sd=t.std().to_dict(), median=t.median().to_dict()) for o,t in table.items()}
-    (out/'metrics.json').write_text(json.dumps(dict(folds=res, summary=summary), indent=1))
-    preds = [pd.read_csv(out/f'fold{i}'/'predictions.csv').assign(fold=i) for i in range(len(res))]
-    pd.concat(preds).to_csv(out/'predictions.csv', index=False)
+    preds = [read_predictions(out/f'fold{i}'/'predictions.csv').assign(fold=i) for i in range(len(res))]
+    write_table(out/'predictions.csv', pd.concat(preds))
+    write_json(out/'metrics.json', dict(folds=res, summary=summary))
     for o in splits: print(f"{o}, {len(res)} folds\n{pd.DataFrame(summary[o]).round(4).to_string()}")
     return summary
 
 # %% ../nbs/cli.ipynb #7d9e0706
 def _settings(s, option):
     "A dict from 'a=1, b=x'"
-    if not s: return {}
-    bad = [o for o in s.split(',') if '=' not in o]
-    if bad: raise CliError(f"--{option} {s!r}: {bad[0].strip()!r} is not of the form key=value.")
-    return {k.strip(): yaml.safe_load(v) for k,v in (o.split('=', 1) for o in s.split(','))}
+    res = {}
+    for o in re.split(r',(?=\s*\w+\s*=)', s or '') if s else []: # a comma within a value does not begin another key
+        k,is_one,v = o.strip().strip(',').partition('=')
+        k = k.strip()
+        if not is_one or not k or not v.strip(): raise CliError(f"--{option} {s!r}: {o.strip()!r} is not of the form key=value.")
+        if k in res: raise CliError(f"--{option} {s!r} gives {k} twice.")
+        res[k] = read_yaml(v, f'--{option} {s!r}')
+    return res
+
+def _only_options(protocol):
+    "Raise for what belongs to other options of balmix-study"
+    odd = [k for k in protocol if k in ('name','data','arms','seeds','data_args')]
+    if odd: raise CliError(f"--set {odd[0]}=... is not an option of a run; use --{odd[0].replace('_', '-')}." if odd[0]!='name' else "--set name=... is not an option of a run.")
+    return protocol
 
 @call_parse
 def balmix_study(
@@ -255,16 +280,16 @@ def balmix_study(
     workers:int=0, # Loader processes of each run
     threads:int=1, # CPU threads of each run
     seeds:int=None, # Number of seeds; default the study's
-    arms:str=None, # Only these arms, separated by commas
+    arms:str=None, # Only these arms, separated by commas (of names that hold commas the longest that fits), or as in '[a, b]'
     set:str=None, # Options of the protocol to change, as in 'epochs=8, arch=resnet8'
     data_args:str=None, # Options of the reader, as in 'ratio=200'
     check:store_true=False, # Read every image to its end before the first run?
     report:store_true=False # Only write the report on the runs that are done?
 ):
     "Run a study: arms by seeds or folds, resumed where it was interrupted, with a report"
-    out = Path(out or f'study_{Path(study).stem}')
+    out = _begin(out or f'study_{Path(study).stem}')
     with _clear_errors():
-        s = read_study(study, data, [o.strip() for o in arms.split(',')] if arms else None, seeds, _settings(data_args, 'data-args'), **_settings(set, 'set'))
+        s = read_study(study, data, arms, seeds, _settings(data_args, 'data-args'), **_only_options(_settings(set, 'set')))
         if check: s.data.check(progress=_show_bars())
         print(s)
         try: failed = {} if report else s.run(out, jobs, workers, threads)
@@ -285,6 +310,7 @@ def balmix_bench(
     quick:store_true=False # Sizes that show that it works, and nothing else?
 ):
     "Measure the cost of re-sampling and mixing"
+    out = _begin(out)
     _positive('rounds', rounds)
     with _clear_errors(): res = run_benches([o.strip() for o in only.split(',')] if only else None, rounds, quick)
     res.save(out)

@@ -85,8 +85,8 @@ def pretrain_contrastive(self:Learner,
     "Train all but the classifier to tell the views of an image from those of others (SimCLR, Chen et al. 2020)"
     _alone_only('pretrain_contrastive')
     if not (isinstance(epochs, int) and epochs>=1): raise ValueError(f"epochs={epochs!r} must be a whole number of at least 1.")
-    loss,name = NTXentLoss(temperature),ifnone(layer, find_classifier(self.model))
-    old = self.model.get_submodule(name)
+    loss = NTXentLoss(temperature)
+    name,old = find_layer(self.model, layer)
     replace_layer(self.model, name, nn.Sequential(nn.Linear(old.in_features, 256), nn.ReLU(), nn.Linear(256, 128)))
     try:
         stage = Learner(_view_dls(self.dls, tfms), self.model, loss, opt_func=self.opt_func, wd=self.wd, moms=self.moms, path=self.path,
@@ -198,7 +198,7 @@ def uncertainty(
     "How much `n` passes with dropout disagree about each item of `dl`"
     if not (isinstance(n, int) and n>=2): raise ValueError(f"n={n!r} must be a whole number of at least 2 passes.")
     if not (_is_number(p) and 0<p<1): raise ValueError(f"p={p!r} must lie between 0 and 1, the share of features that is dropped.")
-    layer,res = model.get_submodule(ifnone(layer, find_classifier(model))),[]
+    layer,res = find_layer(model, layer)[1],[]
     dev = next(layer.parameters()).device
     with in_eval(model), torch.random.fork_rng([dev] if dev.type=='cuda' else []):
         torch.manual_seed(seed)

@@ -114,6 +114,12 @@ class _KeepInput:
     def __init__(self, loss): self.loss = loss
     def __call__(self, module, inp): self.loss.features = inp[0].detach()
 
+def _keep_features(learn):
+    "A hook that gives the loss of `learn` the features that it needs, or `None` if it needs none"
+    loss = _loss_of(learn)
+    if 'features' not in getattr(loss, 'needs', ()): return None
+    return learn.model.get_submodule(find_classifier(learn.model)).register_forward_pre_hook(_KeepInput(loss))
+
 class FollowPrior(Callback):
     "Tell the loss the counts, prior, features and progress that it `needs`, set deferred class weights, and warn where the parts of a training over-correct"
     order = 1 # after `BalancedMixUp` (0) has set the mix of the batch, before fastai's `MixUp` (90) swaps the loss
@@ -128,11 +134,7 @@ class FollowPrior(Callback):
         self.said = None # the last warning
         self.sums,self.steps = {},0 # of the shares over the steps of this epoch
 
-    def before_fit(self):
-        loss = _loss_of(self.learn)
-        if 'features' in getattr(loss, 'needs', ()):
-            layer = self.learn.model.get_submodule(find_classifier(self.learn.model))
-            self.hook = layer.register_forward_pre_hook(_KeepInput(loss))
+    def before_fit(self): self.hook = _keep_features(self.learn)
 
     def before_train(self):
         self._read()
@@ -223,11 +225,14 @@ def _fit(self, own, *args, **kwargs):
         finally: fol.release()
 
 def _validate(self, own, *args, **kwargs):
-    "Before any training, a loss is told what training would begin with"
+    "Outside of a fit, too, a loss is given the features that it needs, and before any training what that would begin with"
     loaders = getattr(self.dls, 'loaders', [])
     known = len(loaders) and len(getattr(loaders[0], 'dataset', None) or ()) # an exported `Learner` has no training items
     if known and any(getattr(_loss_of(self), k) is None for k in _unmet(self)): _present(self)
-    return own(self, *args, **kwargs)
+    hook = _keep_features(self) if _follower(self) is None else None
+    try: return own(self, *args, **kwargs)
+    finally:
+        if hook is not None: hook.remove()
 
 Learner.fit = _patched(Learner.fit, _fit)
 Learner._do_epoch_validate = _patched(Learner._do_epoch_validate, _validate) # of `validate` and `get_preds`

@@ -23,6 +23,7 @@ from .mixup import *
 from .mixup import _check_alpha
 from .mixers import *
 from .heads import *
+from .output import in_figure
 from .prior import *
 from .prior import _Stream
 from .schedule import *
@@ -43,14 +44,9 @@ def _class_axis(ax, order, vocab, counts=None):
     ax.spines[['top','right']].set_visible(False)
     names = [str(vocab[i]) if vocab else str(i) for i in order]
     _class_ticks(ax, names)
-    ax.set_xticks(ax.get_xticks(), [_in_figure(o.get_text()) for o in ax.get_xticklabels()]) # shortened by now
     ax.set(xlim=(-.6, len(order)-.4), xlabel='class, most frequent first')
 
 # %% ../nbs/show.ipynb #9bbf20d7
-def _in_figure(name):
-    "`name` as matplotlib shows it literally: a dollar is no mathematics, and a first underscore does not leave it out of a legend"
-    return (' ' if str(name).startswith('_') else '')+str(name).replace('$', r'\$')
-
 def _width(k): return min(max(4, 2.5+.28*k), 9)
 
 # %% ../nbs/show.ipynb #2238c43b
@@ -126,7 +122,7 @@ def plot_prior(
         same.setdefault(old or k, []).append(k)
     marks = 'osD^vP' if len(t)<40 else ['']*6
     for k,c,m,ls in zip(seen, ['.3','#0072b2','#e69f00','#d55e00','#009e73','#cc79a7'], marks, ['-','--','-.',':','-','--']):
-        ax.plot(np.arange(len(t)), t[k].values[order], color=c, marker=m, ms=5, ls=ls, lw=1.4, label=_in_figure(' = '.join(map(str, same[k]))))
+        ax.plot(np.arange(len(t)), t[k].values[order], color=c, marker=m, ms=5, ls=ls, lw=1.4, label=in_figure(' = '.join(map(str, same[k]))))
     _log_axis(ax, 'share of the class')
     _class_axis(ax, order, v)
     ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1,.5))
@@ -202,7 +198,7 @@ def _mix_once(learn, lam):
     return ims,ids,lams,_vocab(base)
 
 # %% ../nbs/show.ipynb #3754db5d
-def _short(name, n=12): return _in_figure(name if len(name:=str(name))<=n else f'{name[:n-1]}…')
+def _short(name, n=12): return in_figure(name if len(name:=str(name))<=n else f'{name[:n-1]}…')
 
 def _soft_label(i, j, lam, names):
     "The label of a mix, its parts in the order of items and partners"
@@ -290,7 +286,7 @@ def plot_regions(self:Learner,
     ax.imshow((cols[p.argmax(1)]*strength+(1-strength)).reshape(n, n, 3), origin='lower', extent=ends, aspect='auto', interpolation='bilinear')
     v = vocab or _vocab(_unwrap(self.dls.train)) or range(k)
     for i in np.argsort(-class_counts(y.numpy(), k), kind='stable'):
-        ax.plot(*x[y==i].T, _region_marks[i], ms=4, color=cols[i], mec='w', mew=.5, label=_in_figure(f'{v[i]} ({int((y==i).sum())})'))
+        ax.plot(*x[y==i].T, _region_marks[i], ms=4, color=cols[i], mec='w', mew=.5, label=in_figure(f'{v[i]} ({int((y==i).sum())})'))
     ax.set(xticks=[], yticks=[])
     ax.legend(frameon=False, fontsize=8, ncols=k, loc='lower left', bbox_to_anchor=(0,1), borderaxespad=.2, handletextpad=0, columnspacing=.8)
     return fig
@@ -344,7 +340,7 @@ def plot_schedule(self:Learner,
     fig,axs = plt.subplots(2+has, 1, figsize=(7,4+has), sharex=True, height_ratios=[3,*[1]*(1+has)], layout='constrained')
     plt.close(fig)
     for c,i in zip(plt.cm.viridis(np.linspace(0, .92, len(n))), np.argsort(-n, kind='stable')):
-        axs[0].step(t.index, mass.iloc[:,i], where='post', color=c, lw=1.4, label=_in_figure(mass.columns[i]))
+        axs[0].step(t.index, mass.iloc[:,i], where='post', color=c, lw=1.4, label=in_figure(mass.columns[i]))
     _log_axis(axs[0], 'share of the class')
     if len(n)<=12: axs[0].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1,.5))
     if has:

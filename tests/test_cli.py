@@ -4,11 +4,12 @@ import numpy as np, pandas as pd, pytest, sklearn.metrics as skm
 from fastai.basics import load_learner
 from fastcore.script import CliError
 from PIL import Image
-from balmix_fastai.cli import balmix_demo, balmix_study, balmix_train
+from balmix_fastai.cli import balmix_bench, balmix_demo, balmix_study, balmix_train
+from balmix_fastai.output import read_predictions
 
 fast = dict(arch='test_resnet', epochs=2, size=32, bs=8, lr='0.005', augment='none', tta='none')
 study_files = 'classes.png figure.png pairs.csv recalls.csv report.md results.json runs.csv summary.csv'.split()
-written = 'best.pth config.json confusion_valid.png export.pkl log.csv metrics.json predictions.csv state.pth'.split()
+written = 'best.pth config.json confusion_valid.png export.pkl log.csv metrics.json predictions.csv splits.json.gz state.pth'.split()
 
 def picture(path, k, rng):
     "A noisy image whose class `k` can be seen in its brightness"
@@ -302,3 +303,90 @@ def test_a_tab_separated_file(csv, tmp_path, capsys):
     tsv.write_text(csv.read_text().replace(',', '\t'))
     out,_ = _tell(tmp_path, capsys, tsv, images=tmp_path/'eyes', valid_col='valid')
     assert "label 'grade'" in out and 'train 21 images (7/7/7)' in out
+
+# Runs
+
+tiny = dict(arch='small_cnn', epochs=1, size=8, bs=4, lr='0.005', augment='none', tta='none')
+
+@pytest.fixture
+def grades(tmp_path):
+    "Class folders called None, 01 and 02 with 12, 8 and 8 images"
+    rng = np.random.default_rng(0)
+    for k,(name,n) in enumerate({'None':12, '01':8, '02':8}.items()):
+        for i in range(n): picture(tmp_path/'g'/name/f'{i}.png', k, rng)
+    return tmp_path/'g'
+
+def test_labels_stay_text_in_the_predictions_of_all_folds(grades, tmp_path):
+    balmix_train(grades, folds=2, out=tmp_path/'run', **tiny)
+    parts = [read_predictions(tmp_path/'run'/f'fold{i}'/'predictions.csv') for i in range(2)]
+    both = read_predictions(tmp_path/'run'/'predictions.csv')
+    assert both.label.value_counts().to_dict()=={'None':12, '01':8, '02':8} and all(o.name.startswith(o.label+'/') for o in both.itertuples())
+    pd.testing.assert_frame_equal(both.drop(columns='fold'), pd.concat(parts, ignore_index=True))
+
+def test_folds_are_not_gone_on_with_on_other_images(grades, tmp_path, monkeypatch):
+    import balmix_fastai.cli as cli
+    own,n = cli.train_run,[0]
+    def second(*args, **kwargs):
+        n[0] += 1
+        if n[0]==2: raise KeyboardInterrupt
+        return own(*args, **kwargs)
+    monkeypatch.setattr(cli, 'train_run', second)
+    with pytest.raises(CliError, match='finished epochs are saved'): balmix_train(grades, folds=2, out=tmp_path/'run', **tiny)
+    monkeypatch.undo()
+    (grades/'None'/'8.png').rename(tmp_path/'8.png')
+    with pytest.raises(CliError, match=r'1 gone \(None/8.png\)'): balmix_train(grades, folds=2, out=tmp_path/'run', resume=True, **tiny)
+    assert not (tmp_path/'run'/'fold1').exists()
+    (tmp_path/'8.png').rename(grades/'None'/'8.png')
+    balmix_train(grades, folds=2, out=tmp_path/'run', resume=True, **tiny)
+    assert read_predictions(tmp_path/'run'/'predictions.csv').name.is_unique
+
+@pytest.mark.parametrize('stop,says', [(KeyboardInterrupt(), 'Stopped. No epoch was finished'), (OSError('the weights could not be loaded'), 'could not be loaded No epoch was finished'),
+    (RuntimeError('DataLoader worker (pid 1) is killed'), 'No epoch was finished'), (FloatingPointError('diverged'), 'diverged')], ids=lambda o: type(o).__name__)
+def test_after_a_run_that_never_began_the_corrected_command_works(grades, tmp_path, monkeypatch, stop, says):
+    import balmix_fastai.run as run
+    def fails(*args, **kwargs): raise stop
+    for k in ('make_learner','fit_schedule'): # before and after the folder is made
+        monkeypatch.setattr(run, k, fails)
+        with pytest.raises(CliError, match=says): balmix_train(grades, out=tmp_path/k, **{**tiny, 'lr':'0.1'})
+        monkeypatch.undo()
+        assert balmix_train(grades, out=tmp_path/k, **tiny)['lr']==.005
+
+def test_weights_without_a_network(grades, tmp_path, monkeypatch):
+    import timm
+    def offline(*args, **kwargs): raise ConnectionError('offline')
+    monkeypatch.setattr(timm, 'create_model', lambda *args, pretrained=False, f=timm.create_model, **kw: offline() if pretrained else f(*args, **kw))
+    with pytest.raises(CliError, match='the weights of test_resnet could not be loaded .*offline.* No epoch was finished') as e:
+        balmix_train(grades, out=tmp_path/'run', **{**tiny, 'arch':'test_resnet', 'size':32, 'pretrained':True})
+    assert '--resume' not in str(e.value)
+
+@pytest.mark.parametrize('f', [lambda o: balmix_train('digits', out=o, **tiny), lambda o: balmix_study('digits', out=o), lambda o: balmix_demo(out=o), lambda o: balmix_bench(out=o)], ids=['train','study','demo','bench'])
+def test_out_that_is_a_file(tmp_path, f):
+    (tmp_path/'mine').write_text('mine')
+    for o in ('mine','mine/below'):
+        with pytest.raises(CliError, match='--out=.*mine is a file'): f(tmp_path/o)
+    assert (tmp_path/'mine').read_text()=='mine'
+
+def test_what_can_be_known_is_refused_before_training(grades, tmp_path):
+    for kw,says in ((dict(arch='vit_tiny_patch16_224', head='linear'), 'size=8'), (dict(arch='test_resnet', size=32, bs=1), 'bs=1'), (dict(arch='resnet18.nosuch'), 'resnet18.a1_in1k'),
+        (dict(arch='resnetv2_18', head='linear', size=32, two_stage='disalign'), 'linear classifier'), (dict(valid_pct=.05, posthoc='bcts'), 'validation image')):
+        with pytest.raises(CliError, match=says): balmix_train(grades, out=tmp_path/'run', **{**tiny, **kw})
+        assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('text,want', [('epochs=1, lr=1e-3', dict(epochs=1, lr=1e-3)), ('arch=resnet8', dict(arch='resnet8')), ('classes=[a, b], ratio=2', dict(classes=['a','b'], ratio=2)), ('size=null', dict(size=None)),
+    ('pretrained=yes,wd=.1', dict(pretrained=True, wd=.1)), ('title=a, b, epochs=2', dict(title='a, b', epochs=2)), (None, {}), ('epochs=1,', dict(epochs=1))])
+def test_settings_of_the_command_line(monkeypatch, text, want):
+    import balmix_fastai.cli as cli
+    seen = {}
+    def spy(study, data, arms, seeds, data_args, **protocol):
+        seen.update(data_args=data_args, protocol=protocol)
+        raise ValueError('enough')
+    monkeypatch.setattr(cli, 'read_study', spy)
+    for k,o in (('set','protocol'), ('data_args','data_args')):
+        with pytest.raises(CliError, match='enough'): balmix_study('digits', **{k: text})
+        assert seen[o]==want
+
+@pytest.mark.parametrize('kw,says', [(dict(set='epochs=1, epochs=2'), 'twice'), (dict(set='lr='), 'key=value'), (dict(set='=1'), 'key=value'), (dict(set='lr=[1'), '--set'), (dict(set='data=x'), 'use --data'), (dict(set='seed=1'), "'seed' is not an option"),
+    (dict(set='pretrained=maybe'), "pretrained='maybe'"), (dict(data_args='ratio'), 'key=value'), (dict(study='isic2019-lt', data='nowhere', arms='CB-focal, klass'), "'klass' is not an arm")])
+def test_settings_that_cannot_be(tmp_path, kw, says):
+    with pytest.raises(CliError, match=says) as e: balmix_study(**{**dict(study='digits', out=tmp_path/'s'), **kw})
+    assert '\n' not in str(e.value) and not (tmp_path/'s').exists()

@@ -124,3 +124,10 @@ def test_the_page_of_changes_is_the_changelog():
     assert shown and shown[0]==(root/'CHANGELOG.md').read_text(encoding='utf-8').split('\n', 2)[2]
 
 def test_citation_has_the_version(ini): assert f"\nversion: {ini['version']}\n" in (root/'CITATION.cff').read_text(encoding='utf-8')
+
+def test_one_lowest_python_everywhere(ini):
+    "settings.ini, Makefile, and the pages that tell how to install"
+    says = {'Makefile': r'sys\.version_info < \((\d+,\s*\d+)\)', 'README.md': r'With Python (\d+\.\d+) or newer', 'nbs/index.ipynb': r'With Python (\d+\.\d+) or newer',
+        'nbs/contributing.ipynb': r'With Python (\d+\.\d+) or newer'}
+    for f,pat in says.items():
+        assert [re.sub(r',\s*', '.', o) for o in re.findall(pat, (root/f).read_text(encoding='utf-8'))]==[ini['min_python']], f

@@ -6,7 +6,8 @@ from fastai.callback.progress import ProgressCallback
 from scipy.stats import chisquare
 from torch.utils.data import TensorDataset
 from balmix_fastai.datasets import read_images
-from balmix_fastai.protocol import Plateau, augmentation, cifar_resnet, find_network, fit_schedule, make_learner, optimizer, paper_tfms, step_lr
+from balmix_fastai.protocol import (Plateau, augmentation, check_network, cifar_resnet, find_network, fit_schedule, make_learner, make_network, optimizer,
+    paper_tfms, step_lr)
 
 @pytest.fixture(scope='module')
 def digits(): return read_images('digits')
@@ -97,3 +98,43 @@ def test_unknown_names_are_told():
 def test_plateau_goes_on_where_it_was():
     a = Plateau('m', 1., history=[.5,.4,.4,.4,.6])
     assert a.falls==1 and Plateau('valid_loss', 1., history=[.5,.4,.4,.4,.4]).falls==1
+
+@pytest.mark.parametrize('size,most', [(32, 4), (64, 8), (20, 2)])
+def test_the_crop_of_cifar_follows_the_size(size, most):
+    "A bright pixel in the middle of 500 images moves by up to an eighth of the side, and images keep their size"
+    x = torch.zeros(500,3,size,size)
+    x[:,:,size//2,size//2] = 1
+    set_seed(0)
+    y = augmentation('cifar')[0](TensorImage(x), split_idx=0)
+    rows = np.nonzero(y[:,0].numpy())[1]-size//2
+    assert y.shape==x.shape and (rows.min(), rows.max())==(-most, most)
+
+def test_a_network_is_tried_on_empty_images():
+    "What it says is what training would say, and nothing is drawn from torch's generator"
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for arch,head,size,bs in (('small_cnn','fastai',8,2), ('resnet8','linear',32,1), ('resnetv2_18','linear',32,4), ('vit_tiny_patch16_224','linear',224,2)):
+        check_network(arch, head, 3, (size,size), bs)
+    for says,args in (('size=32', ('vit_tiny_patch16_224','linear',3,(32,32),2)), ('bs=1: BatchNorm', ('mobilenetv2','fastai',3,(64,64),1)),
+        ("two_stage='ncm'", ('resnetv2_18','linear',3,(32,32),2,'ncm')), ('head or network', ('resnetv2_18','cosine',3,(32,32),2))):
+        with pytest.raises(ValueError, match=says): check_network(*args)
+    assert torch.equal(torch.get_rng_state(), before)
+
+@pytest.mark.parametrize('arch', ['small_cnn','test_resnet','mobilenetv2'])
+@pytest.mark.parametrize('head', ['fastai','linear','cosine'])
+def test_the_network_that_is_tried_is_the_one_that_is_trained(digits, arch, head):
+    a,b = make_network(arch, 10, head),make_learner(digits.dataloaders(size=32, bs=8), arch, head=head, loss_func=CrossEntropyLossFlat()).model
+    shapes = lambda m: {k: v.shape for k,v in m.state_dict().items()}
+    assert shapes(a)==shapes(b)
+
+def test_weights_that_cannot_be_fetched(digits, monkeypatch):
+    def offline(*args, **kwargs): raise RuntimeError('no network\nmore lines')
+    monkeypatch.setattr(timm, 'create_model', offline)
+    for head in ('fastai','linear'):
+        with pytest.raises(OSError, match=r'the weights of mobilenetv2 could not be loaded \(RuntimeError: no network\)'):
+            make_learner(digits.dataloaders(size=32, bs=8, normalize=False), 'mobilenetv2', True, head, loss_func=CrossEntropyLossFlat())
+
+@pytest.mark.parametrize('arch,says', [('resnet18.nosuch','resnet18.a1_in1k'), ('resnet18.','resnet18.a1_in1k'), ('small_cnn.x','neither'), ('','neither')])
+def test_names_of_weights(arch, says):
+    assert find_network('resnet18.a1_in1k')=='resnet18.a1_in1k'
+    with pytest.raises(ValueError, match=says): find_network(arch)

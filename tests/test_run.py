@@ -1,4 +1,5 @@
 "Checkpoints, and runs that are resumed, chosen and measured."
+import json
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import cohen_kappa_score
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, ValueMetric, load_learner, noop, nn, set_seed
@@ -8,6 +9,7 @@ from balmix_fastai.data import get_labels, stream_probs
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
 from balmix_fastai.losses import EqualizationLoss
+from balmix_fastai.output import read_predictions
 from balmix_fastai.posthoc import load_correction
 from balmix_fastai.sampling import class_probs, effective_number_probs, mixup_prior
 from balmix_fastai.run import Checkpoint, check_run, make_loss, resample, train_run
@@ -126,7 +128,7 @@ def test_last_is_the_last_epoch(digits, tmp_path):
 
 def test_what_is_not_kept_is_gone(digits, tmp_path):
     small(digits, tmp_path)
-    assert sorted(o.name for o in tmp_path.iterdir())==['log.csv','metrics.json','predictions.csv']
+    assert sorted(o.name for o in tmp_path.iterdir())==['log.csv','metrics.json','predictions.csv','splits.json.gz']
 
 @pytest.mark.parametrize('kw', [dict(schedule='step'), dict(schedule='plateau'), dict(sampling='deferred', defer=False), dict(loss='equalization', sampling='sqrt'),
     dict(loss='influence_balanced'), dict(loss='ldam', head='cosine', defer=True)], ids=lambda o: '-'.join(map(str, o.values())))
@@ -208,3 +210,104 @@ def test_a_balanced_softmax_has_nothing_to_adjust(digits, tmp_path):
     small(digits, tmp_path/'a', loss='balanced_softmax')
     small(digits, tmp_path/'b', loss='balanced_softmax', posthoc='logit_adjust')
     assert np.allclose(load_correction(tmp_path/'b'/'correction.json').bias, np.log(10), atol=1e-5)
+
+def shades(n_train=(20,12), n_valid=(5,4), vocab=('a','b'), **kw):
+    "Two classes of 8 x 8 images that can be told apart"
+    rng,y = np.random.default_rng(0),np.concatenate([np.repeat(range(len(o)), o) for o in (n_train, n_valid)])
+    imgs = [np.clip(rng.normal(60+80*k, 20, (8,8)), 0, 255).astype(np.uint8) for k in y]
+    n = sum(n_train)
+    return ImageSet(imgs, y, vocab, splits=dict(train=np.arange(n), valid=np.arange(n, len(y))), **kw)
+
+quick = dict(arch='small_cnn', epochs=1, bs=8, size=None, augment='none', tta='none', progress=False)
+
+def without(ims, i):
+    keep = np.delete(np.arange(len(ims)), i)
+    place = {o:n for n,o in enumerate(keep)}
+    return ImageSet([ims.items[o] for o in keep], ims.labels[keep], ims.vocab, [ims.names[o] for o in keep], {k: [place[o] for o in v if o in place] for k,v in ims.splits.items()})
+
+def moved(ims): return ims.with_parts(train=np.r_[ims.splits['train'][1:], ims.splits['valid'][0]], valid=np.r_[ims.splits['train'][0], ims.splits['valid'][1:]])
+def relabelled(ims): return ImageSet(ims.items, np.where(np.arange(len(ims))==3, 1, ims.labels), ims.vocab, ims.names, ims.splits)
+def repainted(ims): return ImageSet([np.zeros_like(o) if i==2 else o for i,o in enumerate(ims.items)], ims.labels, ims.vocab, ims.names, ims.splits)
+def renamed(ims): return ImageSet(ims.items, 1-ims.labels, ims.vocab[::-1], ims.names, ims.splits)
+def reordered(ims): return ims.with_parts(train=ims.splits['train'][::-1], valid=ims.splits['valid'])
+
+@pytest.fixture(scope='module')
+def begun(tmp_path_factory):
+    "A run of one epoch"
+    out = tmp_path_factory.mktemp('begun')/'run'
+    train_run(shades(), out, **quick)
+    return out
+
+@pytest.mark.parametrize('change,says', [(lambda o: without(o, 0), r'1 gone \(train/0\)'), (moved, r'2 in another split \(train/0: train, now valid, valid/0: valid, now train\)'),
+    (relabelled, r'1 with another label \(train/3: a, now b\)'), (repainted, r'1 with other pixels \(train/2\)'), (renamed, r'the classes were a, b, now b, a'), (reordered, 'another order')],
+    ids=['gone','moved','relabelled','repainted','renamed','reordered'])
+def test_other_images_are_not_resumed(begun, change, says):
+    before = {o.name: o.stat().st_mtime_ns for o in begun.iterdir()}
+    with pytest.raises(ValueError, match=says): train_run(change(shades()), begun, resume=True, **{**quick, 'epochs':2})
+    assert {o.name: o.stat().st_mtime_ns for o in begun.iterdir()}==before
+
+def test_new_images_are_not_resumed(tmp_path):
+    train_run(without(shades(), 0), tmp_path, **quick)
+    with pytest.raises(ValueError, match=r'1 new \(train/0\)'): train_run(shades(), tmp_path, resume=True, **quick)
+
+def test_the_same_images_are_resumed(tmp_path):
+    assert train_run(shades(), tmp_path, **quick)['valid']==train_run(shades(), tmp_path, resume=True, **quick)['valid']
+
+def test_a_new_run_takes_nothing_from_an_old_one(tmp_path):
+    "Neither its learning rate nor its state: stopped before its first epoch, it has nothing to resume"
+    train_run(shades(), tmp_path, **{**quick, 'posthoc':'temperature'})
+    (tmp_path/'lr.json').write_text('7.0')
+    (tmp_path/'notes.txt').write_text('mine')
+    class Stop(Callback):
+        def before_train(self): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train_run(shades((20,10)), tmp_path, cbs=Stop(), **quick)
+    assert sorted(o.name for o in tmp_path.iterdir())==['notes.txt','splits.json.gz']
+    assert train_run(shades((20,10)), tmp_path, resume=True, **quick)['lr']==1e-3
+
+odd_names = ['$10_$20', r'\frac{1}', '<b>|#%', 'two\nlines\r', 'NA', 'split', 'p_x', '猫😀', 'x'*300, '_', 'caf\udce9']
+
+@pytest.mark.filterwarnings('ignore:confusion_valid.png:UserWarning')
+def test_odd_names_of_classes(tmp_path):
+    "All results are written, and predictions come back under the names"
+    k = len(odd_names)
+    res = train_run(shades([8]*k, [2]*k, odd_names), tmp_path, **quick)
+    df = read_predictions(tmp_path/'predictions.csv')
+    want = [o.replace('\udce9', r'\xe9') for o in odd_names]
+    assert df.label.tolist()==[o for o in want for _ in range(2)] and list(df.columns[4:])==[f'p_{o}' for o in want]
+    assert (df.label==df.predicted).mean()==pytest.approx(res['valid']['accuracy'])
+    assert {'metrics.json','export.pkl','confusion_valid.png'}<={o.name for o in tmp_path.iterdir()}
+
+def test_a_picture_stops_no_run(tmp_path, monkeypatch):
+    def fails(*args): raise RuntimeError('no picture')
+    monkeypatch.setattr(run_module, '_plot_confusion', fails)
+    with pytest.warns(UserWarning, match='confusion_valid.png could not be drawn'): res = train_run(shades(), tmp_path, **quick)
+    assert json.loads((tmp_path/'metrics.json').read_text())['valid']==res['valid'] and (tmp_path/'predictions.csv').exists() and (tmp_path/'export.pkl').exists()
+
+three = dict(vocab=('a','b','c'), ordinal=True)
+
+@pytest.mark.parametrize('data,kw,says', [
+    (dict(n_train=(20,12,3), n_valid=(5,5,0)), dict(posthoc='bcts'), "posthoc='bcts'.*validation image.*none of c"), (dict(n_train=(20,12,3), n_valid=(5,5,0)), dict(posthoc='vector'), 'none of c'),
+    (dict(n_train=(20,12,3), n_valid=(5,0,0)), dict(posthoc='cuts'), 'two grades'), (dict(n_train=(20,12,3), n_valid=(5,0,0)), dict(metric='mcc'), 'single class'),
+    (dict(n_train=(0,20,12), n_valid=(0,5,5)), dict(two_stage='ncm'), "two_stage='ncm'.*training image.*none of a"),
+    (dict(n_train=(0,20,12), n_valid=(0,5,5)), dict(posthoc='logit_adjust'), 'none of a'), (dict(n_train=(0,20,12), n_valid=(0,5,5)), dict(posthoc='tau'), 'none of a'),
+    ({}, dict(arch='resnetv2_18', head='linear', size=32, two_stage='tau'), "two_stage='tau' needs a linear classifier"), ({}, dict(arch='resnetv2_18', head='linear', size=32, two_stage='disalign'), 'linear classifier'),
+    ({}, dict(arch='resnetv2_18', head='cosine', loss='ldam', size=32), 'head or network'), ({}, dict(arch='vit_tiny_patch16_224', head='linear', size=32), 'size=32'),
+    ({}, dict(arch='convnext_atto', size=16), 'size=16'), ({}, dict(arch='test_resnet', size=32, bs=1), 'bs=1: BatchNorm'), ({}, dict(bs=36), 'bs=36 is more than the 35'),
+    ({}, dict(arch='resnet18.nosuch'), 'resnet18.a1_in1k'), ({}, dict(size=0), 'size=0'), ({}, dict(size='32'), "size='32'"), ({}, dict(pretrained='no'), "pretrained='no'"),
+    ({}, dict(epochs=True), 'epochs=True'), ({}, dict(seed=-1), 'seed=-1'), ({}, dict(loss=['ce']), 'loss='), ({}, dict(sampling=[.5]), 'sampling='), ({}, dict(alpha='.2'), 'alpha='), ({}, dict(wd='x'), 'wd=')])
+def test_refused_before_the_first_epoch(tmp_path, data, kw, says):
+    ims = shades(**{**dict(n_train=(20,12,3), n_valid=(5,5,2)), **three, **data})
+    class Began(Callback):
+        def before_fit(self): raise AssertionError('training has begun')
+    with pytest.raises(ValueError, match=says): train_run(ims, tmp_path/'run', cbs=Began(), **{**quick, **kw})
+    assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('kw', [dict(posthoc='temperature'), dict(posthoc='offsets'), dict(posthoc='cuts'), dict(two_stage='tau'), dict(two_stage='mislas'), dict(posthoc='logit_adjust', two_stage='ncm')], ids=str)
+def test_a_class_without_validation_images_is_not_refused_more_than_it_must(tmp_path, kw):
+    res = train_run(shades((20,12,3), (5,5,0), **three), tmp_path, **{**quick, **kw})
+    assert 0<=res['valid']['accuracy']<=1 and len(read_predictions(tmp_path/'predictions.csv'))==10
+
+def test_out_that_is_a_file(tmp_path):
+    (tmp_path/'run').write_text('mine')
+    with pytest.raises(ValueError, match='run is a file'): train_run(shades(), tmp_path/'run', **quick)
+    assert (tmp_path/'run').read_text()=='mine'

@@ -4,7 +4,9 @@ import numpy as np, pandas as pd, pytest, yaml
 from filelock import FileLock
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
-from balmix_fastai.study import Run, Study, read_study, studies
+from balmix_fastai.output import read_predictions
+from balmix_fastai.study import Run, Study, pick_arms, read_study, studies
+from balmix_fastai.tables import StudyResults, recompute
 
 fast = dict(arch='small_cnn', epochs=1, lr=5e-3, size=None, augment='none', tta='none')
 arms = {'instance': {}, 'Balanced-MixUp .2': dict(alpha=.2)}
@@ -231,3 +233,92 @@ def test_predictions_of_other_images_are_refused(digits, tmp_path):
     df.loc[df.index[-1], 'name'] = 'test/x'
     df.to_csv(f, index=False)
     with pytest.raises(ValueError, match='other images'): s.results(tmp_path)
+
+good = 'data: {read: digits, n_max: 20, ratio: 2}\nseeds: 1\nprotocol: {arch: small_cnn, epochs: 1, bs: 8, size: null, augment: none, tta: none, lr: 1e-3}\n'
+
+@pytest.mark.parametrize('text,says', [
+    (good+'arms: {a: {}, a: {alpha: .2}}', "line 4: the name 'a' stands twice"), (good+'arms:\n\ta: {}', r"line 5: .*\\t.*indent with spaces"), ('', 'holds nothing'), ('# nothing', 'holds nothing'),
+    ('- a\n- b', 'holds list'), ('just text', 'holds str'), (good+'arms: [a, b]', r'needs arms: .*\{plain'), (good+'arms: a', 'needs arms:'), (good, 'needs arms:'), (good+'arms: {}', 'arms is empty'),
+    (good+'arms:\n  a: {}\n  b: mixup', "line 6: arm 'b' must have options"), (good+'arms:\n  a: [alpha]', "line 5: arm 'a'"), (good+'arms: {a: {}}\narm: 1', "line 5: 'arm' is not a key"),
+    (good+'seeds: 2', "line 4: the name 'seeds' stands twice"), (good+'arms: {a: {alpah: 1}}', "arm 'a': 'alpah'"), (good+'arms: {a: {alpha: x}}', "arm 'a': alpha='x'"), (good+'arms: {a: {seed: 3}}', "'seed' is not an option of an arm"),
+    (good+'arms: {a: {epochs: 010x}}', "epochs='010x'"), (good+'arms: {a: {pretrained: "no"}}', "pretrained='no'"), (good+'arms: {a: {}}\ntable: [kapa]', "'kapa' is not a metric of this study; metrics are accuracy"),
+    (good+'arms: {a: {}}\ntable: [quadratic_kappa]', "'quadratic_kappa' is not"), (good+'arms: {a: {}}\ntable: mcc', "table='mcc' must be a list"), (good+'arms: {a: {}}\npaper: {small_cnn: {a: [1]}}', 'give a list of 3 numbers'),
+    (good+'arms: {a: {}}\nfolds: x', "folds='x'"), (good.replace('seeds: 1', 'seeds: x')+'arms: {a: {}}', "seeds='x'"), (good.replace('seeds: 1', 'seeds: 1.5')+'arms: {a: {}}', 'seeds=1.5'),
+    (good+'arms: {a: {}}\nreference: b', "reference='b'"), (good.replace('{read: digits, n_max: 20, ratio: 2}', 'digits')+'arms: {a: {}}', 'what to read'), (good+'arms: {a: {two_stage: ncm, posthoc: x}}', 'posthoc'),
+    (good+'arms: {a: {bs: 1000}}', 'bs=1000 is more than'), ('a: [1', 'line 1'), ('a: !!python/name:os.system x', 'line 1'), (good+'arms: {a: {}}\n---\nb: 1', 'line 5')], ids=str)
+def test_yaml_that_is_no_study(tmp_path, text, says):
+    "One line that names the file, and the line where there is one"
+    (tmp_path/'mine.yml').write_text(text, encoding='utf-8')
+    with pytest.raises(ValueError, match=says) as e: read_study(tmp_path/'mine.yml')
+    assert str(e.value).startswith('mine.yml') and '\n' not in str(e.value)
+
+def test_yaml_that_is_not_utf8(tmp_path):
+    (tmp_path/'mine.yml').write_bytes((good+'arms: {größer: {}}').encode('latin1'))
+    with pytest.raises(ValueError, match='mine.yml is not a UTF-8'): read_study(tmp_path/'mine.yml')
+    (tmp_path/'mine.yml').write_bytes((good+'arms: {größer: {}}').encode('utf-8-sig'))
+    assert list(read_study(tmp_path/'mine.yml').arms)==['größer']
+
+names = ['0.1','yes','no','null','01','1e3','2024-01-01','true','~','NA','None']
+
+def test_names_are_what_is_written(tmp_path):
+    (tmp_path/'mine.yml').write_text(good+'arms:\n'+''.join(f'  {o}: {{}}\n' for o in names)+'  last: {lr: 2E-4, alpha: .5, wd: 1.}\nreference: no')
+    s = read_study(tmp_path/'mine.yml')
+    assert list(s.arms)==[*names,'last'] and s.reference=='no' and [s.arms['last'][o] for o in ('lr','alpha','wd')]==[2e-4,.5,1.] and s.arms['01']['lr']==1e-3
+
+def test_a_study_of_such_names_to_its_verdict(tmp_path):
+    "Run, gathered, saved, loaded: each arm has its own runs, in the tables as in the predictions"
+    (tmp_path/'mine.yml').write_text(good.replace('seeds: 1', 'seeds: 2')+'arms: {0.2: {alpha: .2}, 01: {}, null: {two_stage: ncm}}\nreference: 01')
+    s = read_study(tmp_path/'mine.yml')
+    assert s.run(tmp_path/'out', progress=False)=={}
+    res = s.results(tmp_path/'out', n_boot=50)
+    res.save(tmp_path/'out')
+    assert list(res.summary.index)==['0.2','01','null'] and 'sign-flip test over 2 runs' in res.verdict()
+    for r in StudyResults.load(tmp_path/'out').runs.itertuples():
+        df = read_predictions(s._dir(tmp_path/'out', Run(r.arm, r.seed, 0))/'predictions.csv').query("split=='test'")
+        assert (df.label==df.predicted).mean()==pytest.approx(r.accuracy)
+    assert recompute(tmp_path/'out', 50).verdict()==res.verdict()
+
+@pytest.mark.parametrize('arms,want', [('CB, class', ['CB, class']), ('CB,class', ['CB, class']), ('class, CB', ['class','CB']), ('[CB, class]', ['CB','class']), ('["CB, class", 01]', ['CB, class','01']),
+    ('CB, class, CB', ['CB, class','CB']), (' 01 ,', ['01']), ('class,class', ['class']), (['CB, class','01'], ['CB, class','01'])])
+def test_arms_by_name(arms, want): assert pick_arms(arms, ['CB','class','CB, class','01'])==want
+
+@pytest.mark.parametrize('arms,says', [('x', "'x' is not an arm"), ('CB, x', "'x' is not"), (['CB,class,01'], "'CB,class,01' is not"), ('[CB', 'not a list of names'), ('[{a: 1}]', 'not a list of names')])
+def test_arms_that_are_not_there(arms, says):
+    with pytest.raises(ValueError, match=says): pick_arms(arms, ['CB','class','01'])
+
+def test_arms_have_folders_of_their_own(digits):
+    "Also those whose names have nothing that a folder's name may have"
+    many = ['..', '平衡', '混合', 'MixUp 平', 'MixUp 混', 'CON', 'a/b', '+', '-', 'x'*300, 'x'*299+'y', 'ä', 'ö', '$', '_']
+    s = Study(digits, {o: {} for o in many}, fast, seeds=1)
+    dirs = [s._dir('out', r).name for r in s.runs]
+    assert len(set(map(str.lower, dirs)))==len(many) and all(o.isascii() and len(o)<120 and not o.startswith('.') for o in dirs)
+    assert s._dir('out', Run('CON', 0, 0)).name=='con-s0'
+
+def test_other_images_are_not_gone_on_with(tmp_path):
+    "Names, labels and counts are alike, the images are not; and a label that has changed since"
+    a,b = (read_images('digits', n_max=20, ratio=2, seed=i) for i in (0,1))
+    kw = dict(arms={'a': {}}, protocol=dict(fast, bs=8), seeds=1)
+    assert a.names==b.names and (a.labels==b.labels).all()
+    assert Study(a, **kw).run(tmp_path, progress=False)=={}
+    with pytest.raises(ValueError, match='with other pixels'): Study(b, **kw).run(tmp_path, progress=False)
+    labels = a.labels.copy()
+    labels[a.splits['test'][0]] = 5
+    c = ImageSet(a.items, labels, a.vocab, a.names, a.splits)
+    with pytest.raises(ValueError, match='other labels'): Study(c, **kw).results(tmp_path, n_boot=50)
+    with pytest.raises(ValueError, match='1 with another label'): Study(c, **kw).run(tmp_path, progress=False)
+    assert Study(a, **kw).run(tmp_path, progress=False)=={}
+
+def test_an_arm_that_cannot_be_trained_is_told_before_the_first_run(digits, tmp_path):
+    s = Study(digits, {'plain': {}, 'vit': dict(arch='vit_tiny_patch16_224', head='linear', size=32)}, fast, seeds=1)
+    with pytest.raises(ValueError, match="arm 'vit': size=32"): s.run(tmp_path/'out', progress=False)
+    assert not (tmp_path/'out').exists()
+
+def test_corrected_settings_after_runs_that_never_began(digits, tmp_path, monkeypatch):
+    import balmix_fastai.study as st
+    def broken(*args, **kwargs): raise RuntimeError('no memory')
+    s = lambda lr: Study(digits, {'a': {}}, dict(fast, lr=lr), seeds=1)
+    monkeypatch.setattr(st, 'train_run', broken)
+    assert len(s(.1).run(tmp_path, progress=False))==1
+    monkeypatch.undo()
+    assert s(5e-3).run(tmp_path, progress=False)=={}
+    with pytest.raises(ValueError, match='lr 0.1, was 0.005'): s(.1).run(tmp_path, progress=False)

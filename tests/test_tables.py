@@ -1,4 +1,5 @@
 "Tables of a study against a plain computation, and what is said where there is too little."
+import warnings
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, scipy.special, scipy.stats
 from balmix_fastai.tables import StudyResults, _save_preds, analyse, recompute
 
@@ -101,3 +102,33 @@ def test_figures_show_every_arm_and_class():
     assert [o.get_text() for o in fig.axes[0].get_yticklabels()]==['plain','a','b'] and len(fig.axes)==2
     fig = res.plot_classes()
     assert [o.get_text() for o in fig.axes[2].get_xticklabels()]==['a','b','c'] and len(fig.axes[1].patches)==9
+
+odd = ['01', '1e3', 'NA', 'None', 'True', '0.2', '$a_b$', '猫', 'two\nlines', 'a,b|c', '_x', '<b>x</b>', 'y'*200]
+
+def test_odd_names_of_arms_and_classes_come_back(tmp_path):
+    "Arms that look like numbers or missing values, and classes called as columns are: saved, loaded and computed again they say the same"
+    vocab = ['arm','seed','NA']
+    meta,runs,preds = study(2, {o: 1.+i%3 for i,o in enumerate(odd)}, vocab=vocab, reference='01')
+    res = analyse(meta, runs, preds, n_boot=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # fonts without the sign
+        res.save(tmp_path)
+    _save_preds(tmp_path/'predictions.npz', preds)
+    assert not res.verdict().startswith('One run')
+    for other in (StudyResults.load(tmp_path), recompute(tmp_path, 100)):
+        assert other.verdict()==res.verdict() and other.to_markdown()==res.to_markdown() and list(other.summary.index)==odd
+        pd.testing.assert_frame_equal(other.recalls, res.recalls, check_exact=False, rtol=1e-9, check_dtype=False)
+        pd.testing.assert_frame_equal(other.summary, res.summary, check_exact=False, rtol=1e-9, check_index_type=False, check_column_type=False)
+    assert list(res.recalls)[3:]==['class arm','class seed','NA']
+    y,p = preds[0]['targs'],preds[0]['probs']
+    assert np.allclose(res.recalls.iloc[:,3:], [skm.recall_score(y, o.argmax(1), average=None) for o in p])
+    assert {'figure.png','classes.png'}<={o.name for o in tmp_path.iterdir()}
+    shown = [o.get_text() for o in res.plot_classes().legends[0].get_texts()]
+    assert len(shown)==len(odd)
+
+def test_numbers_are_saved_where_a_picture_cannot_be_drawn(tmp_path, monkeypatch):
+    def fails(self): raise ValueError('no picture')
+    monkeypatch.setattr(StudyResults, 'plot', fails)
+    res = analyse(*study(2), n_boot=100)
+    with pytest.warns(UserWarning, match='figure.png could not be drawn'): res.save(tmp_path)
+    assert StudyResults.load(tmp_path).to_markdown()==res.to_markdown() and (tmp_path/'classes.png').exists()
