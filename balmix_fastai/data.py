@@ -362,14 +362,23 @@ def _is_affine(dl, b):
 class HalvesDL(WrappedDL):
     "Base of loaders whose batches have two halves, each with its own batch transforms"
     main_only = 'pairs','_ends'
-    def __init__(self, dl):
+    def __init__(self,
+        dl # Loader to read through
+    ):
         super().__init__(dl)
         self.pairs = None # indices of the last batch, shape (bs,2)
         self.raw = self.is_raw = False
         self._ends = None
 
-    def unpinned(self, b): return tuple(b) if self.pin_memory and type(b)==list else b # pinning turns tuples into lists
-    def halves(self, a, b):
+    def unpinned(self,
+        b # Batch
+    ): # The same, a tuple again
+        "Undo that pinning turns tuples into lists"
+        return tuple(b) if self.pin_memory and type(b)==list else b
+    def halves(self,
+        a, # Batch as loaded
+        b # Batch of its partners
+    )->tuple: # The parts of both
         "Two batches through the batch transforms, independent of each other, as one tuple"
         a,b = map(self.unpinned, (a,b))
         self.is_raw = self.raw and _is_affine(self.dl, a)

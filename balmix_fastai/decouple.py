@@ -51,6 +51,7 @@ class _FirstStage:
         for k,v in self.buffers.items():
             if k in own: own[k].data.copy_(v)
         learn._stage1 = learn.opt = None
+        learn.trained_prior = self.prior
 
     def __reduce__(self): return type(None),()
     def __deepcopy__(self, memo):
@@ -72,6 +73,8 @@ def _stage2(learn, layer):
     name,old = find_layer(learn.model, layer)
     _check_classifier(learn, name, old)
     learn._stage1 = _FirstStage(learn.model, name)
+    learn._stage1.prior = learn.__dict__.get('trained_prior')
+    learn.trained_prior = {} # not known, unless the stage trains
     try: yield name,old
     except BaseException:
         learn._stage1.restore(learn)
@@ -112,6 +115,7 @@ def _fit_parts(learn, parts, dls, loss, epochs, lr, cbs, shift_bn=False):
         with contextlib.ExitStack() as st:
             for f in [] if hasattr(learn, 'progress') else [stage.no_bar, stage.no_logging]: st.enter_context(f())
             stage.fit_one_cycle(epochs, lr)
+        learn.trained_prior = stage.__dict__.get('trained_prior', {})
     finally:
         for p,r in keep.items(): p.requires_grad_(r)
 

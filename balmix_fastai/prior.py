@@ -87,8 +87,10 @@ def prior_table(
     labels=None # Class id of every training item, where `get_labels` cannot find them
 )->pd.DataFrame: # A row per class; columns images, sampling, mixing, weights, prediction
     "Share of each class, after each part of the training that changes it"
-    kept = getattr(learn, 'trained_prior', None)
+    kept = learn.__dict__.get('trained_prior')
     use = kept is not None and labels is None and _follower(learn) is None
+    if use and not kept: raise ValueError("The last second stage computed the classifier, and what that leaves of the prior is not known; "
+        "fit_bcts fits a correction on validation.")
     res = pd.DataFrame(kept if use else _present(learn, labels)[1])
     v = _vocab(_unwrap(learn.dls.train))
     res.index = pd.Index(v if v and len(v)==len(res) else range(len(res)), name='class')

@@ -128,6 +128,8 @@ def check_run(
     _check_mb(o.pool_mb)
     if o.posthoc=='cuts' and not ordinal: raise ValueError("posthoc='cuts' is for ordered classes, and these are not; if they are grades, say so (--ordinal).")
     if o.two_stage!='none' and o.head=='cosine': raise ValueError(f"two_stage={o.two_stage!r} is for linear classifiers, not for head='cosine'.")
+    if o.two_stage in ('tau','ncm') and o.posthoc in ('logit_adjust','tau'):
+        raise ValueError(f"posthoc={o.posthoc!r} needs the prior of the classifier, which two_stage={o.two_stage!r} computes and does not train; use bcts.")
     augmentation(o.augment)
     optimizer(o.opt, o.mom)
     if o.wd is not None and o.wd<0: raise ValueError(f"wd={o.wd!r} must be None or a number of 0 or more.")

@@ -263,3 +263,20 @@ def test_classifiers_that_are_not_one_linear_layer(arch, says):
     (lambda: cosine_head(nn.Sequential(nn.Conv2d(3, 3, 1)), '0'), 'Conv2d'), (lambda: find_classifier(nn.ReLU()), 'no layer with parameters')])
 def test_heads_that_cannot_be_replaced(f, says):
     with pytest.raises(ValueError, match=says): f()
+
+def test_the_prior_is_that_of_the_last_stage(learn):
+    "What the classifier was trained on last; not known where it was computed; and that of the first stage again, after undo or a failure"
+    n = np.array([120,40,12])
+    first = training_prior(learn)
+    assert np.allclose(first, n/n.sum())
+    for stage,want in ((lambda o: o.retrain_classifier(1, q=.5, seed=0), n**.5), (lambda o: o.scale_classifier(1, seed=0), n**0), (lambda o: o.mislas(1, seed=0), n**0),
+        (lambda o: o.disalign(1, rho=1.2), n**-.2), (lambda o: o.tau_normalize(.7), None), (lambda o: o.nearest_class_mean(), None)):
+        stage(learn)
+        if want is None:
+            with pytest.raises(ValueError, match='not known'): output_prior(learn)
+        else: assert np.allclose(output_prior(learn), want/want.sum(), atol=1e-6)
+        assert np.allclose(training_prior(learn.undo_stage2()), first)
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): learn.retrain_classifier(1, cbs=Stop())
+    assert np.allclose(training_prior(learn), first)

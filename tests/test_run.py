@@ -72,7 +72,7 @@ def test_effective_number_sampling(digits):
     (dict(metric='quadratic_kappa'), 'mcc'), (dict(tta='x'), 'hv'), (dict(augment='x'), 'paper'), (dict(opt='x'), 'sgd'), (dict(schedule='x'), 'plateau'),
     (dict(head='x'), 'linear'), (dict(epochs=0), 'epochs=0'), (dict(epochs=2.5), 'epochs=2.5'), (dict(bs=0), 'bs=0'), (dict(alpha=-.1), 'alpha=-0.1'),
     (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixer='mix'), "mixer='mix'"), (dict(loss='ldam'), 'cosine'), (dict(head='cosine'), 'ldam'), (dict(loss='sord'), 'ordered'),
-    (dict(defer=True, loss='class_balanced'), 'defer'), (dict(two_stage='x'), 'two_stage'), (dict(posthoc='x'), 'posthoc'), (dict(posthoc='cuts'), 'ordered'), (dict(loss='ldam', head='cosine', two_stage='ncm'), 'linear'),
+    (dict(defer=True, loss='class_balanced'), 'defer'), (dict(two_stage='x'), 'two_stage'), (dict(two_stage='ncm', posthoc='logit_adjust'), 'use bcts'), (dict(two_stage='tau', posthoc='tau'), 'use bcts'), (dict(posthoc='x'), 'posthoc'), (dict(posthoc='cuts'), 'ordered'), (dict(loss='ldam', head='cosine', two_stage='ncm'), 'linear'),
     (dict(lr=0), 'lr=0'), (dict(lr='fast'), "lr='fast'"), (dict(mom=1), 'mom=1'), (dict(wd=-1), 'wd=-1'),
     (dict(arch='small_cnn', pretrained=True), 'no weights'), (dict(alhpa=.2), 'alhpa'), (dict(data=1), 'data')])
 def test_bad_settings(kw, says):
@@ -302,7 +302,7 @@ def test_refused_before_the_first_epoch(tmp_path, data, kw, says):
     with pytest.raises(ValueError, match=says): train_run(ims, tmp_path/'run', cbs=Began(), **{**quick, **kw})
     assert not (tmp_path/'run').exists()
 
-@pytest.mark.parametrize('kw', [dict(posthoc='temperature'), dict(posthoc='offsets'), dict(posthoc='cuts'), dict(two_stage='tau'), dict(two_stage='mislas'), dict(posthoc='logit_adjust', two_stage='ncm')], ids=str)
+@pytest.mark.parametrize('kw', [dict(posthoc='temperature'), dict(posthoc='offsets'), dict(posthoc='cuts'), dict(two_stage='tau'), dict(two_stage='mislas'), dict(posthoc='logit_adjust', two_stage='retrain')], ids=str)
 def test_a_class_without_validation_images_is_not_refused_more_than_it_must(tmp_path, kw):
     res = train_run(shades((20,12,3), (5,5,0), **three), tmp_path, **{**quick, **kw})
     assert 0<=res['valid']['accuracy']<=1 and len(read_predictions(tmp_path/'predictions.csv'))==10
