@@ -116,7 +116,7 @@ def anchor_counts(
     n = _as_whole(_as_counts(counts), 'counts')
     if not (_is_number(s) and 0<s<=1): raise ValueError(f"s={s!r} must be greater than 0 and at most 1, the factor of the imbalance ratio.")
     if not (isinstance(least, (int, np.integer)) and least>=1): raise ValueError(f"least={least!r} must be a whole number of at least 1.")
-    return np.minimum(n, max(int(n.max()*s+1e-9), n[n>0].min(), least))
+    return np.minimum(n, max(int(n.max()*s+1e-9), n[n>0].min(), min(least, n.max())))
 
 # %% ../nbs/flexible.ipynb #164a1219
 def nearest_to_mean(

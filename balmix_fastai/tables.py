@@ -50,7 +50,8 @@ class StudyResults:
         "Read what `save` wrote"
         out = Path(out)
         meta = read_json(out/'results.json')
-        runs,pairs,recalls = [read_table(out/f'{k}.csv', ('arm','a','b','metric')) for k in ('runs','pairs','recalls')]
+        names = dict(runs=('arm',), pairs=('a','b','metric'), recalls=('arm',)) # other columns are numbers, also of classes called a or b
+        runs,pairs,recalls = [read_table(out/f'{k}.csv', v) for k,v in names.items()]
         summary = pd.read_csv(out/'summary.csv', header=[0,1], index_col=0, dtype=str, keep_default_na=False, encoding='utf-8')
         recalls.columns = ['arm', 'seed', 'fold', *class_columns(meta['vocab'])] # as they are, also where pandas would rename them
         return cls(meta, runs, summary.replace('', np.nan).astype(float), pairs, recalls)

@@ -36,6 +36,7 @@ long_tail = [int(500*.01**(i/99)) for i in range(100)]
 @pytest.fixture(autouse=True)
 def no_open_figure():
     "A picture that is returned is not also left open, which would show it twice"
+    plt.close('all') # what other tests have left
     yield
     assert not plt.get_fignums()
 
