@@ -39,6 +39,7 @@ def _begin(out):
 def _positive(name, v, least=1):
     if v<least: raise CliError(f"--{name} {v} must be at least {least}.")
 
+# %% ../nbs/cli.ipynb #e72c4f8a
 def _print_table(res, out):
     with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_colwidth', None): print(res.to_frame().to_string())
     print(f"{res.meta['split']} split, percent, mean ± sd over runs [95 % interval of the mean over its images]; report, tables and figures in {out}/")
@@ -82,6 +83,7 @@ def _split(imgs, folds, valid_pct, seed):
 def _folders(out): return [out, *out.glob('fold*')]
 def _begun(out): return any(map(has_begun, _folders(out)))
 
+# %% ../nbs/cli.ipynb #a2fa5bd4
 def _prepare_out(out, config, resume, overwrite):
     "Check the output folder against what is asked, and for a new run make it and write the settings"
     file = out/'config.json'

@@ -163,6 +163,7 @@ def known_labels(self:PairedMixer,
     if self._source is None or self._source[0] is not dataset: return None
     return self._ids,self._sampler.counts
 
+# %% ../nbs/mixup.ipynb #37ba71dd
 @patch
 def _progress(self:PairedMixer,
     done # Proportion of the epoch that is done

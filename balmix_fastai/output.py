@@ -49,6 +49,7 @@ def read_json(
     "What `write_json` wrote"
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
+# %% ../nbs/output.ipynb #f7c6d5b5
 def check_folder(
     out, # Folder that is to be written to
     option:str='out' # Name of the argument, for the error

@@ -56,6 +56,7 @@ def _shares(learn, stream, probs):
         off = off*np.exp(-to_np(loss.offset(torch.zeros(1, len(off), dtype=torch.float64)))*(off>0))
     return dict(images=stream.images, sampling=probs, mixing=mass, weights=weighted, prediction=off/off.sum())
 
+# %% ../nbs/prior.ipynb #c9749002
 def _unmet(learn):
     "What the loss of `learn` needs of the training set and was not told by its user: names of 'counts', 'prior'"
     loss = _loss_of(learn)
@@ -96,6 +97,7 @@ def prior_table(
     res.index = pd.Index(v if v and len(v)==len(res) else range(len(res)), name='class')
     return res
 
+# %% ../nbs/prior.ipynb #cd5c8a7a
 def training_prior(
     learn:Learner, # Learner; in a fit at its present step, after one in the mean of its last epoch, before the first one as it would begin
     labels=None # Class id of every training item, where `get_labels` cannot find them
@@ -122,6 +124,7 @@ def _keep_features(learn):
     if 'features' not in getattr(loss, 'needs', ()): return None
     return learn.model.get_submodule(find_classifier(learn.model)).register_forward_pre_hook(_KeepInput(loss))
 
+# %% ../nbs/prior.ipynb #f3390faf
 class FollowPrior(Callback):
     "Tell the loss the counts, prior, features and progress that it `needs`, set deferred class weights, and warn where the parts of a training over-correct"
     order = 1 # after `BalancedMixUp` (0) has set the mix of the batch, before fastai's `MixUp` (90) swaps the loss
@@ -168,36 +171,42 @@ class FollowPrior(Callback):
         if self.hook is not None: self.hook.remove()
         self.hook = None
 
-    def _read(self):
-        "Read labels at the first epoch of a fit, and how this epoch samples"
-        try:
-            if self.stream is None: self.stream = _Stream(self.learn)
-            self.probs = self.stream.probs(self.learn.dl)
-        except ValueError as e:
-            if _unmet(self.learn): raise ValueError(f"{type(_loss_of(self.learn)).__name__} follows the training set: {e} Or pass it counts=, the training images per class.") from e
-            if any(getattr(cb, 'needs_counts', False) for cb in self.learn.cbs): raise
-            self.stream = None
+# %% ../nbs/prior.ipynb #5d5fc101
+@patch
+def _read(self:FollowPrior):
+    "Read labels at the first epoch of a fit, and how this epoch samples"
+    try:
+        if self.stream is None: self.stream = _Stream(self.learn)
+        self.probs = self.stream.probs(self.learn.dl)
+    except ValueError as e:
+        if _unmet(self.learn): raise ValueError(f"{type(_loss_of(self.learn)).__name__} follows the training set: {e} Or pass it counts=, the training images per class.") from e
+        if any(getattr(cb, 'needs_counts', False) for cb in self.learn.cbs): raise
+        self.stream = None
 
-    def _weigh(self):
-        "Set the class weights that a callback asks for at this step; have they come in with it?"
-        for cb in self.learn.cbs:
-            if not hasattr(cb, 'loss_weights'): continue
-            w = cb.loss_weights(*((None, None) if self.stream is None else (self.stream.counts, _mixed(self.learn, self.probs))))
-            if w is None: continue
-            new = self.weighted is None
-            self.weighted = weighted_loss(self.learn)
-            self.weighted.weight = tensor(w).float().to(self.learn.dls.device)
-            return new
-        return False
+@patch
+def _weigh(self:FollowPrior):
+    "Set the class weights that a callback asks for at this step; have they come in with it?"
+    for cb in self.learn.cbs:
+        if not hasattr(cb, 'loss_weights'): continue
+        w = cb.loss_weights(*((None, None) if self.stream is None else (self.stream.counts, _mixed(self.learn, self.probs))))
+        if w is None: continue
+        new = self.weighted is None
+        self.weighted = weighted_loss(self.learn)
+        self.weighted.weight = tensor(w).float().to(self.learn.dls.device)
+        return new
+    return False
 
-    def _unweigh(self):
-        if self.weighted is not None: self.weighted.weight = None
-        self.weighted = None
+@patch
+def _unweigh(self:FollowPrior):
+    if self.weighted is not None: self.weighted.weight = None
+    self.weighted = None
 
-    def _warn(self, shares):
-        msg = _overshoot(shares, self.stream.counts)
-        if msg and msg!=self.said: warnings.warn(msg)
-        self.said = msg
+# %% ../nbs/prior.ipynb #378bb377
+@patch
+def _warn(self:FollowPrior, shares):
+    msg = _overshoot(shares, self.stream.counts)
+    if msg and msg!=self.said: warnings.warn(msg)
+    self.said = msg
 
 # %% ../nbs/prior.ipynb #cbe53c17
 def weighted_loss(

@@ -113,6 +113,7 @@ def make_learner(
     if pretrained: dls.add_tfms([Normalize.from_stats(model.default_cfg['mean'], model.default_cfg['std'], cuda=False)], 'after_batch')
     return Learner(dls, last(model), **kwargs)
 
+# %% ../nbs/protocol.ipynb #4f89d7ed
 def make_network(
     arch:str, # See `find_network`
     n_out:int, # Number of classes
@@ -150,6 +151,8 @@ def check_network(
     if out.shape!=(min(bs, 2), n_out): raise ValueError(f"{what} gives {tuple(out.shape)} for {min(bs, 2)} images of {n_out} classes; choose another head or network.")
 
 def _line(e): return ' '.join(str(e).split())[:200].rstrip('.') or type(e).__name__
+
+# %% ../nbs/protocol.ipynb #c72ee572
 def _side(size): return size[0] if size[0]==size[1] else size
 
 # %% ../nbs/protocol.ipynb #5830f881
@@ -182,6 +185,7 @@ class _Shift(nn.Module):
 augmentations = dict(none=list, fastai=aug_transforms, paper=lambda: [PerImage(_paper_tfm())],
     cifar=lambda: [PerImage(v2.Compose([_Shift(), v2.RandomHorizontalFlip()]))], simclr=_simclr_tfms)
 
+# %% ../nbs/protocol.ipynb #51c78caf
 def augmentation(
     name:str # none, fastai (`aug_transforms()`), paper (Galdran et al. 2021), cifar, or simclr (for `Learner.pretrain_contrastive`)
 )->list: # Batch transforms

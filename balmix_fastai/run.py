@@ -151,6 +151,7 @@ def check_run(
 
 _kinds = {bool: 'True or False', str: 'a name', int: 'a whole number', float: 'a number', type(None): 'None'}
 
+# %% ../nbs/run.ipynb #b39ee9ba
 def _is_a(v, kind):
     if kind is float: return _is_number(v) and not isinstance(v, bool)
     return isinstance(v, kind) and (kind is bool or not isinstance(v, bool))
@@ -186,6 +187,7 @@ def check_data(
         raise ValueError(f"metric={o.metric!r} cannot choose an epoch where validation has a single class; the counts are {valid.tolist()}. Use balanced_accuracy, or a larger validation split.")
     if network: check_network(o.arch, o.head, len(data.vocab), _image_size(data, o.size), o.bs, o.two_stage)
 
+# %% ../nbs/run.ipynb #37b59a4b
 def _need_images(data, counts, what, split, remedy):
     lacks = [v for v,n in zip(data.vocab, counts) if not n]
     if lacks: raise ValueError(f"{what} needs a {split} image of every class, and there is none of {', '.join(lacks)}; {remedy}.")
@@ -299,6 +301,7 @@ def _splits(data):
     def part(idx): return dict(names=[str(data.names[i]) for i in idx], labels=data.labels[idx].tolist(), crc=[crc(data.items[i]) for i in idx])
     return dict(vocab=data.vocab, splits={k: part(idx) for k,idx in data.splits.items()})
 
+# %% ../nbs/run.ipynb #d276484d
 def write_splits(
     data:ImageSet, # Images of a run
     out # Its folder

@@ -95,6 +95,7 @@ def _check(self:Study):
         try: check_run(self.data.ordinal, **o)
         except ValueError as e: raise ValueError(f"arm {a!r}: {e}") from e
 
+# %% ../nbs/study.ipynb #df6020ab
 @patch
 def _check_data(self:Study, network):
     "Raise for what arms cannot do on these images"
@@ -121,6 +122,7 @@ def _check_table(self:Study):
             if not isinstance(o, (list,tuple)) or len(o)!=len(self.table):
                 raise ValueError(f"paper: {net}, {a} has {o!r}; give a list of {len(self.table)} numbers, one for each metric of the table.")
 
+# %% ../nbs/study.ipynb #9cddf4f5
 @patch
 def _divide(self:Study, folds, valid_pct):
     d = self.data
@@ -216,6 +218,7 @@ def _read_spec(path):
     if spec.get('reference') in ('', '~', 'null') and spec['reference'] not in spec['arms']: del spec['reference']
     return spec
 
+# %% ../nbs/study.ipynb #dd44786a
 def pick_arms(
     arms, # List of names, or names separated by commas, of which the longest that fits is taken, since names may hold commas; '[a, b]' is read as a list
     names, # Names of all arms

@@ -8,7 +8,7 @@ Docs: https://balmix.github.io/balmix_fastai/tables.html.md"""
 __all__ = ['StudyResults', 'class_columns', 'analyse', 'recompute']
 
 # %% ../nbs/tables.ipynb #f11a5497
-import json, re
+import re
 
 from fastai.basics import *
 

@@ -359,7 +359,8 @@ def test_weights_without_a_network(grades, tmp_path, monkeypatch):
         balmix_train(grades, out=tmp_path/'run', **{**tiny, 'arch':'test_resnet', 'size':32, 'pretrained':True})
     assert '--resume' not in str(e.value)
 
-@pytest.mark.parametrize('f', [lambda o: balmix_train('digits', out=o, **tiny), lambda o: balmix_study('digits', out=o), lambda o: balmix_demo(out=o), lambda o: balmix_bench(out=o)], ids=['train','study','demo','bench'])
+@pytest.mark.parametrize('f', [lambda o: balmix_train('digits', out=o, **tiny), lambda o: balmix_study('digits', out=o), lambda o: balmix_demo(out=o),
+    lambda o: balmix_bench(out=o)], ids=['train','study','demo','bench'])
 def test_out_that_is_a_file(tmp_path, f):
     (tmp_path/'mine').write_text('mine')
     for o in ('mine','mine/below'):

@@ -269,7 +269,8 @@ def test_the_prior_is_that_of_the_last_stage(learn):
     n = np.array([120,40,12])
     first = training_prior(learn)
     assert np.allclose(first, n/n.sum())
-    for stage,want in ((lambda o: o.retrain_classifier(1, q=.5, seed=0), n**.5), (lambda o: o.scale_classifier(1, seed=0), n**0), (lambda o: o.mislas(1, seed=0), n**0),
+    for stage,want in ((lambda o: o.retrain_classifier(1, q=.5, seed=0), n**.5), (lambda o: o.scale_classifier(1, seed=0), n**0),
+        (lambda o: o.mislas(1, seed=0), n**0),
         (lambda o: o.disalign(1, rho=1.2), n**-.2), (lambda o: o.tau_normalize(.7), None), (lambda o: o.nearest_class_mean(), None)):
         stage(learn)
         if want is None:

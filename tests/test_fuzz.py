@@ -353,7 +353,8 @@ def test_good_query_counts(rows, n, f):
     assert q.sum()==min(n, sum(left)) and all(x<=m for x,m in zip(q, left))
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from([.1,1.]), st.sampled_from([0,.3,.99]), st.sampled_from([.05,1]), st.integers(2, 20), st.sampled_from([.1,.9]), st.sampled_from([None,0,5]))
+@given(st.sampled_from([.1,1.]), st.sampled_from([0,.3,.99]), st.sampled_from([.05,1]), st.integers(2, 20), st.sampled_from([.1,.9]),
+    st.sampled_from([None,0,5]))
 def test_good_flexible(s, share, query, passes, p, seed):
     cb = FlexibleSampling(s, share, share, query, passes, p, seed=seed)
     assert (cb.s, cb.warmup, cb.patience, cb.query, cb.passes, cb.p)==(s, share, share, query, passes, p)

@@ -72,7 +72,9 @@ def test_effective_number_sampling(digits):
     (dict(metric='quadratic_kappa'), 'mcc'), (dict(tta='x'), 'hv'), (dict(augment='x'), 'paper'), (dict(opt='x'), 'sgd'), (dict(schedule='x'), 'plateau'),
     (dict(head='x'), 'linear'), (dict(epochs=0), 'epochs=0'), (dict(epochs=2.5), 'epochs=2.5'), (dict(bs=0), 'bs=0'), (dict(alpha=-.1), 'alpha=-0.1'),
     (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixer='mix'), "mixer='mix'"), (dict(loss='ldam'), 'cosine'), (dict(head='cosine'), 'ldam'), (dict(loss='sord'), 'ordered'),
-    (dict(defer=True, loss='class_balanced'), 'defer'), (dict(two_stage='x'), 'two_stage'), (dict(two_stage='ncm', posthoc='logit_adjust'), 'use bcts'), (dict(two_stage='tau', posthoc='tau'), 'use bcts'), (dict(posthoc='x'), 'posthoc'), (dict(posthoc='cuts'), 'ordered'), (dict(loss='ldam', head='cosine', two_stage='ncm'), 'linear'),
+    (dict(defer=True, loss='class_balanced'), 'defer'), (dict(two_stage='x'), 'two_stage'),
+    (dict(two_stage='ncm', posthoc='logit_adjust'), 'use bcts'), (dict(two_stage='tau', posthoc='tau'), 'use bcts'), 
+    (dict(posthoc='x'), 'posthoc'), (dict(posthoc='cuts'), 'ordered'), (dict(loss='ldam', head='cosine', two_stage='ncm'), 'linear'),
     (dict(lr=0), 'lr=0'), (dict(lr='fast'), "lr='fast'"), (dict(mom=1), 'mom=1'), (dict(wd=-1), 'wd=-1'),
     (dict(arch='small_cnn', pretrained=True), 'no weights'), (dict(alhpa=.2), 'alhpa'), (dict(data=1), 'data')])
 def test_bad_settings(kw, says):
@@ -223,7 +225,8 @@ quick = dict(arch='small_cnn', epochs=1, bs=8, size=None, augment='none', tta='n
 def without(ims, i):
     keep = np.delete(np.arange(len(ims)), i)
     place = {o:n for n,o in enumerate(keep)}
-    return ImageSet([ims.items[o] for o in keep], ims.labels[keep], ims.vocab, [ims.names[o] for o in keep], {k: [place[o] for o in v if o in place] for k,v in ims.splits.items()})
+    return ImageSet([ims.items[o] for o in keep], ims.labels[keep], ims.vocab, [ims.names[o] for o in keep],
+        {k: [place[o] for o in v if o in place] for k,v in ims.splits.items()})
 
 def moved(ims): return ims.with_parts(train=np.r_[ims.splits['train'][1:], ims.splits['valid'][0]], valid=np.r_[ims.splits['train'][0], ims.splits['valid'][1:]])
 def relabelled(ims): return ImageSet(ims.items, np.where(np.arange(len(ims))==3, 1, ims.labels), ims.vocab, ims.names, ims.splits)

@@ -154,7 +154,8 @@ def test_a_search_sees_loader_and_loss_as_they_are(cb):
 
 def test_a_search_mixes_as_training_begins():
     "alpha, q, start and stop of a mixer stay where a fit begins, for the whole search"
-    for kw,alpha in ((dict(alpha=SchedLin(1., .1)), 1.), (dict(alpha=.3, start=.5), None), (dict(alpha=.3, stop=.01), .3), (dict(alpha=.3, q=SchedLin(0., 1.)), .3)):
+    for kw,alpha in ((dict(alpha=SchedLin(1., .1)), 1.), (dict(alpha=.3, start=.5), None), (dict(alpha=.3, stop=.01), .3),
+        (dict(alpha=.3, q=SchedLin(0., 1.)), .3)):
         cb = BalancedMixUp(**kw, seed=0)
         learn = Learner(dlsof(), nn.Linear(2,3), CELoss(), cbs=cb)
         with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=40, show_plot=False)
