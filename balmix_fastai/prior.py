@@ -161,7 +161,7 @@ class FollowPrior(Callback):
         if changed: self._warn(shares)
 
     def after_train(self):
-        if self.steps and not hasattr(self.learn, 'lr_finder'): self.learn.trained_prior = {k: (v/self.steps).tolist() for k,v in self.sums.items()}
+        if not hasattr(self.learn, 'lr_finder'): self._keep()
         self._unweigh()
     after_cancel_train = after_train
 
@@ -207,6 +207,12 @@ def _warn(self:FollowPrior, shares):
     msg = _overshoot(shares, self.stream.counts)
     if msg and msg!=self.said: warnings.warn(msg)
     self.said = msg
+
+@patch
+def _keep(self:FollowPrior):
+    "Keep what the epoch trained on; where that is not known, nothing of an earlier fit"
+    if self.steps: self.learn.trained_prior = {k: (v/self.steps).tolist() for k,v in self.sums.items()}
+    elif self.stream is None: self.learn.trained_prior = None
 
 # %% ../nbs/prior.ipynb #cbe53c17
 def weighted_loss(

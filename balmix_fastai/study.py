@@ -135,7 +135,7 @@ def _divide(self:Study, folds, valid_pct):
 # %% ../nbs/study.ipynb #4c3c6294
 def _slug(arm):
     slug = re.sub(r'[^a-z0-9.]+', '-', arm.lower()).strip('-.')
-    if slug and arm.isascii() and len(slug)<=80: return slug
+    if slug and len(slug)<=80 and re.fullmatch(r'[\w .,+-]+', arm, re.ASCII) and '_' not in arm: return slug
     return f"{slug[:60]}-{hashlib.sha1(arm.encode()).hexdigest()[:8]}".strip('-') # what was left out tells it from others
 
 # %% ../nbs/study.ipynb #ec8d6477

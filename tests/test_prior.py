@@ -201,6 +201,17 @@ def test_what_was_trained_on_stays_known():
     with learn.no_bar(): learn.lr_find(num_it=3, show_plot=False)
     assert np.allclose(training_prior(learn), progressive_probs(counts, 1/3)) # a search is no training
 
+def test_what_is_not_known_is_not_taken_from_an_earlier_fit():
+    "A fit whose labels cannot be read leaves no prior, and not the one of other data"
+    learn = fit(learner(CELoss(), toy().balanced(q=.5, seed=0)), 1)
+    assert np.allclose(training_prior(learn), class_probs(counts, .5))
+    class Blind(torch.utils.data.Dataset):
+        def __len__(self): return 32
+        def __getitem__(self, i): return torch.zeros(5),i%4
+    learn.dls = DataLoaders.from_dsets(Blind(), Blind(), bs=8, device='cpu', num_workers=0)
+    fit(learn, 1)
+    with pytest.raises(ValueError, match='labels='): output_prior(learn)
+
 def test_an_interrupted_fit_leaves_nothing_behind():
     class Stop(Callback):
         def __init__(self, at): self.at = at

@@ -288,7 +288,7 @@ def test_arms_that_are_not_there(arms, says):
 
 def test_arms_have_folders_of_their_own(digits):
     "Also those whose names have nothing that a folder's name may have"
-    many = ['..', '平衡', '混合', 'MixUp 平', 'MixUp 混', 'CON', 'a/b', '+', '-', 'x'*300, 'x'*299+'y', 'ä', 'ö', '$', '_']
+    many = ['..', '平衡', '混合', 'MixUp 平', 'MixUp 混', 'CON', 'a/b', '+', '-', 'x'*300, 'x'*299+'y', 'ä', 'ö', '$', '_', '$a_$b', 'a, b', 'a_b', 'a:b']
     s = Study(digits, {o: {} for o in many}, fast, seeds=1)
     dirs = [s._dir('out', r).name for r in s.runs]
     assert len(set(map(str.lower, dirs)))==len(many) and all(o.isascii() and len(o)<120 and not o.startswith('.') for o in dirs)
