@@ -64,8 +64,18 @@ def readme(tmp):
     "README.md must be what nbs/index.ipynb gives."
     run(sys.executable, root/'.ci/readme.py', '--check')
 
-@step('change what chkstyle lists above (`chkstyle --fix PATH` changes some of it)')
-def style(tmp): run(bins/'chkstyle', '--show-rule', 'nbs', 'tests', 'setup.py', '.ci')
+def blind(
+    path, # Notebook
+): # Its name and the first line of each cell that shows a picture without a text for it
+    "Cells whose pictures readers who do not see them cannot tell."
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type=='code' and '#| fig-alt:' not in c.source]
+    return [f'{path.name}: {c.source.splitlines()[0]}' for c in cells if any('image/png' in o.get('data', {}) for o in c.outputs)]
+
+@step('change what chkstyle lists above (`chkstyle --fix PATH` changes some of it), and give pictures a text (`#| fig-alt: "..."`)')
+def style(tmp):
+    run(bins/'chkstyle', '--show-rule', 'nbs', 'tests', 'setup.py', '.ci')
+    bad = [o for p in sorted((root/'nbs').glob('*.ipynb')) for o in blind(p)]
+    if bad: raise Failed('pictures without a text:\n' + '\n'.join(bad))
 
 pages = r'^(tutorial|howto)\.|^(index|contributing|changelog)\.'
 
