@@ -80,26 +80,33 @@ def _split(imgs, folds, valid_pct, seed):
     if folds: return imgs.folds(folds, seed)
     return [imgs if 'valid' in imgs.splits else imgs.with_valid(ifnone(valid_pct, .2), seed)]
 
-def _folders(out): return [out, *out.glob('fold*')]
+def _folders(out): return [out, *sorted(o for o in out.glob('fold*') if o.is_dir())]
 def _begun(out): return any(map(has_begun, _folders(out)))
 
 # %% ../nbs/cli.ipynb #a2fa5bd4
-def _prepare_out(out, config, resume, overwrite):
-    "Check the output folder against what is asked, and for a new run make it and write the settings"
+def _holds(d): return any(o.name!='.lock' for o in d.iterdir()) if d.exists() else False
+
+def _check_out(out, config, resume, overwrite): # Is it a new run?
+    "Check the output folder against what is asked"
     file = out/'config.json'
-    saved = read_json(file) if file.exists() else None
+    saved = read_json(file, remedy=f'choose another --out, or delete {out}') if file.exists() else None
     if resume and saved is None: raise CliError(f"--resume: {out} holds no run (no config.json); leave out --resume to start one.")
     if resume and _begun(out):
         diff = {k: (saved.get(k), v) for k,v in config.items() if saved.get(k)!=v}
         if diff: raise CliError("--resume: these settings differ from the run's: " + ', '.join(f'{k} {b!r}, was {a!r}' for k,(a,b) in diff.items()) +
             "; give the same as before, or start a new run in another --out.")
-        return
-    if out.exists() and any(out.iterdir()):
-        if saved is None: raise CliError(f"--out {out} exists and is not a run of balmix-train; choose another folder.")
-        if _begun(out) and not overwrite: raise CliError(f"--out {out} holds a run already; go on with it by --resume, replace it by --overwrite, or choose another folder.")
-        for d in _folders(out): clear_run(d)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(file, config)
+        return False
+    if _holds(out) and saved is None: raise CliError(f"--out {out} exists and is not a run of balmix-train; choose another folder.")
+    if _begun(out) and not overwrite: raise CliError(f"--out {out} holds a run already; go on with it by --resume, replace it by --overwrite, or choose another folder.")
+    return True
+
+def _start_anew(out, config):
+    "Remove what an earlier run wrote, and the folders of its folds unless they hold something else, and write the settings"
+    for d in _folders(out)[::-1]:
+        clear_run(d)
+        for o in (d/'pretrain', d):
+            if o!=out and o.exists() and not _holds(o): shutil.rmtree(o)
+    write_json(out/'config.json', config)
 
 # %% ../nbs/cli.ipynb #ed37f51c
 @call_parse
@@ -166,10 +173,12 @@ def balmix_train(
         for o,d in zip(sets, dirs):
             check_data(o, **run)
             if resume: check_splits(o, d)
-        if not rank_distrib(): _prepare_out(out, config, resume, overwrite)
-    with _faults(out): res = [_run_fold(o, d, run) for o,d in zip(sets, dirs)]
-    if rank_distrib(): return
-    return _finish(res, out) if folds else _report(res[0], out)
+        new = not rank_distrib() and _check_out(out, config, resume, overwrite)
+    with _faults(out), hold_folder(out):
+        if new: _start_anew(out, config)
+        res = [_run_fold(o, d, run) for o,d in zip(sets, dirs)]
+        if rank_distrib(): return
+        return _finish(res, out) if folds else _report(res[0], out)
 
 # %% ../nbs/cli.ipynb #0bc53080
 def _goes_on(out):
@@ -233,8 +242,7 @@ def _classes(order):
 
 # %% ../nbs/cli.ipynb #d5b29cba
 def _run_fold(imgs, out, run):
-    done = out/'metrics.json'
-    if run['resume'] and done.exists(): return read_json(done)
+    if run['resume'] and (out/'metrics.json').exists(): return read_metrics(out)
     return train_run(imgs, out, **run)
 
 def _report(res, out):
@@ -251,7 +259,7 @@ def _finish(res, out):
     summary = {o: dict(mean=t.mean().to_dict(), sd=t.std().to_dict(), median=t.median().to_dict()) for o,t in table.items()}
     preds = [read_predictions(out/f'fold{i}'/'predictions.csv').assign(fold=i) for i in range(len(res))]
     write_table(out/'predictions.csv', pd.concat(preds))
-    write_json(out/'metrics.json', dict(folds=res, summary=summary))
+    write_sealed(out/'metrics.json', dict(folds=res, summary=summary, files={'predictions.csv': sha256_of(out/'predictions.csv')}))
     for o in splits: print(f"{o}, {len(res)} folds\n{pd.DataFrame(summary[o]).round(4).to_string()}")
     return summary
 

@@ -9,12 +9,12 @@ __all__ = ['TensorCorrected', 'Correction', 'to_prior', 'adjust_logits', 'fit_ta
            'fit_bcts', 'fit_vector', 'fit_offsets', 'CutPoints', 'fit_cuts', 'load_correction']
 
 # %% ../nbs/posthoc.ipynb #9f47a0c8
-import json
 import scipy.optimize as sco, sklearn.metrics as skm
 from fastai.basics import *
 
 from .sampling import *
 from .sampling import _as_floats, _is_number
+from .output import *
 from .metrics import *
 from .metrics import _check_probs, _quadratic_kappa
 from .data import _vocab
@@ -79,7 +79,7 @@ class _Fitted:
     ):
         "Write the correction as JSON"
         d = {k: v.tolist() if isinstance(v, np.ndarray) else v for k,v in self.__dict__.items()}
-        Path(path).write_text(json.dumps(dict(d, kind=type(self).__name__), indent=1), encoding='utf-8')
+        write_sealed(path, dict(d, kind=type(self).__name__))
 
 # %% ../nbs/posthoc.ipynb #ce1bbfb7
 class Correction(_Fitted):
@@ -335,10 +335,10 @@ def load_correction(
     path # File that `save` wrote
 ): # `Correction` or `CutPoints`
     "Read a correction"
-    d = json.loads(Path(path).read_text(encoding='utf-8'))
-    kinds = dict(Correction=Correction, CutPoints=CutPoints)
-    if not isinstance(d, dict) or d.get('kind') not in kinds: raise ValueError(f"path={str(path)!r} does not hold a correction.")
-    return kinds[d.pop('kind')](**d)
+    kinds,remedy = dict(Correction=Correction, CutPoints=CutPoints),'fit it and save it again'
+    d = read_sealed(path, remedy=remedy)
+    try: return kinds[d.pop('kind')](**d)
+    except (KeyError, TypeError) as e: raise ValueError(f"path={str(path)!r} does not hold a correction ({e}); {remedy}.") from e
 
 # %% ../nbs/posthoc.ipynb #002b4a86
 def _attached(learn): return learn.__dict__.get('correction') # not that of the model, to which a Learner passes unknown names

@@ -10,10 +10,11 @@ __all__ = ['Run', 'studies', 'Study', 'Keyed', 'read_yaml', 'read_study', 'pick_
 # %% ../nbs/study.ipynb #6e794fcc
 import hashlib, json, multiprocessing, re, time, traceback, yaml
 from collections import namedtuple
+from contextlib import suppress
 from multiprocessing.connection import wait
 
 from fastai.vision.all import *
-from filelock import FileLock, Timeout
+
 
 from .datasets import *
 from .layouts import *
@@ -272,7 +273,7 @@ def _check_out(self:Study, out):
         f = self._dir(out, run)/'config.json'
         if not (f.exists() and has_begun(f.parent)): continue
         self._check_splits(run, f.parent, seen)
-        new,old = self._config(run),read_json(f)
+        new,old = self._config(run),read_json(f, remedy=f"delete {f.parent} to do this run anew")
         diff = [f"{k} {new.get(k)!r}, was {old.get(k)!r}" for k in {**new, **old} if new.get(k)!=old.get(k)]
         if diff: raise ValueError(f"{f.parent} holds this run with other settings: {'; '.join(diff)}. Choose another folder, or delete that run.")
 
@@ -286,7 +287,8 @@ def _check_splits(self:Study, run, d, seen):
 
 # %% ../nbs/study.ipynb #f5f92231
 @patch
-def _done(self:Study, d): return len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() else 0
+def _done(self:Study, d): # Epochs that a run has finished, at least
+    return len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() and (d/'log.csv').exists() else 0
 
 @patch
 def _epochs_left(self:Study, out):
@@ -300,7 +302,7 @@ def _epochs_left(self:Study, out):
 
 # %% ../nbs/study.ipynb #dc1eadf5
 _afterwards = 'two_stage','posthoc','tta' # options of `train_run` that training does not depend on
-_trained = 'splits.json.gz','lr.json','log.csv','best.pth','state.pth'
+_trained = 'splits.json.gz','lr.json','best.pth','state.pth','log.csv' # in this order: a log without a state is an error
 
 @patch
 def _twins(self:Study, run):
@@ -314,6 +316,7 @@ def _borrow(self:Study, run, out):
     d = self._dir(out, run)
     for o in (self._dir(out, t) for t in self._twins(run)):
         if not (o/'metrics.json').exists(): continue
+        read_metrics(o) # which compares the files with their checksums
         try: files = {k: (o/k).read_bytes() for k in _trained if k!='lr.json' or (o/k).exists()}
         except FileNotFoundError: continue # it has not left them
         for k,v in files.items(): write_whole(d/k, v)
@@ -325,31 +328,34 @@ def _tidy(self:Study, run, out):
     ds = [self._dir(out, t) for t in self._twins(run)]
     if not all((o/'metrics.json').exists() for o in ds): return
     for o in ds:
-        for k in ('best.pth','state.pth'): (o/k).unlink(missing_ok=True)
+        for k in ('state.pth','best.pth'): (o/k).unlink(missing_ok=True)
 
 # %% ../nbs/study.ipynb #fa5ace40
 @patch
-def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'failed', or 'busy' if another process is at it or was
+def _do(self:Study, run, out, workers=0, tick=noop): # 'done', 'failed', or 'busy' if another process is at it or was; and the reason of a failure
     "Do one run, unless it is done or being done"
     d = self._dir(out, run)
-    d.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(d/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout: return 'busy'
     try:
-        if (d/'metrics.json').exists() or (d/'error.txt').exists(): return 'busy'
-        write_json(d/'config.json', self._config(run))
-        if not (d/'state.pth').exists():
-            self._borrow(run, out)
-            for _ in range(self._done(d)): tick()
-        train_run(self.sets[run.fold], d, **self.arms[run.arm], seed=run.seed, workers=workers, resume=True, keep='weights', progress=False,
-            cbs=_Tick(tick, self._done(d)))
-        self._tidy(run, out)
-        return 'done'
-    except Exception: # one run's failure must not end the others; it is kept and reported
-        write_whole(d/'error.txt', traceback.format_exc())
-        return 'failed'
-    finally: lock.release()
+        d.mkdir(parents=True, exist_ok=True)
+        with locked(d):
+            if (d/'metrics.json').exists() or (d/'error.txt').exists(): return 'busy',''
+            write_json(d/'config.json', self._config(run))
+            if not (d/'state.pth').exists():
+                self._borrow(run, out)
+                for _ in range(self._done(d)): tick()
+            train_run(self.sets[run.fold], d, **self.arms[run.arm], seed=run.seed, workers=workers, resume=True, keep='weights', progress=False,
+                cbs=_Tick(tick, self._done(d)))
+            self._tidy(run, out)
+        return 'done',''
+    except Busy: return 'busy',''
+    except Exception: return 'failed',_keep_error(d, traceback.format_exc()) # one run's failure must not end the others; it is kept and reported
+
+def _keep_error(d, text): # The last line, and whether the rest could be kept
+    "Write why a run failed to `error.txt`"
+    why = text.strip().splitlines()[-1]
+    try: write_whole(d/'error.txt', text)
+    except OSError as e: why += f" ({d/'error.txt'} could not be written: {e})"
+    return why
 
 # %% ../nbs/study.ipynb #002104d3
 @contextmanager
@@ -363,20 +369,28 @@ def _threads(n):
 def _worker(study, todo, out, workers, threads, gpu, method, conn):
     "Body of a process: do what is to be done, and tell of it through `conn`"
     multiprocessing.set_start_method(method, force=True) # of the loader's workers, as in the process that asked for this one
-    def tell(*o):
-        try: conn.send(o)
+    def tell(kind, run, why=''):
+        try: conn.send((kind, run, why))
         except BrokenPipeError: sys.exit() # nobody is there to tell; what is done is saved
     if gpu is not None: torch.cuda.set_device(gpu)
     with _threads(threads):
         for run in todo:
             tell('start', run)
-            tell(study._do(run, out, workers, lambda: tell('epoch', run)), run)
+            kind,why = study._do(run, out, workers, lambda: tell('epoch', run))
+            tell(kind, run, why)
 
 # %% ../nbs/study.ipynb #910f3fa2
+def _start_context():
+    "Starts processes from one that has imported this module already, where the system can"
+    if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
+    ctx = multiprocessing.get_context('forkserver')
+    ctx.set_forkserver_preload(['balmix_fastai.study'])
+    return ctx
+
 @patch
 def _in_processes(self:Study, out, jobs, workers, threads):
-    "Yield ('epoch'|'done'|'busy'|'failed', run) from `jobs` processes"
-    ctx,n_gpu = multiprocessing.get_context('spawn'),torch.cuda.device_count()
+    "Yield ('epoch'|'done'|'busy'|'failed', run, reason) from `jobs` processes"
+    ctx,n_gpu = _start_context(),torch.cuda.device_count()
     todo,live = [r for r in self.runs if not (self._dir(out, r)/'metrics.json').exists()],{}
     def start(i):
         mine,theirs = ctx.Pipe(duplex=False)
@@ -389,20 +403,19 @@ def _in_processes(self:Study, out, jobs, workers, threads):
         while live:
             for conn in wait(list(live)):
                 p,i,at = live[conn]
-                try: kind,run = conn.recv()
+                try: kind,run,why = conn.recv()
                 except EOFError:
                     p.join()
                     del live[conn]
                     if p.exitcode and at is None: raise RuntimeError(f"a process of the study ended with status {p.exitcode} before its first run.")
                     if p.exitcode:
-                        write_whole(self._dir(out, at)/'error.txt', f"the process of this run ended with status {p.exitcode}\n")
                         todo.remove(at)
-                        yield 'failed',at
+                        yield 'failed',at,_keep_error(self._dir(out, at), f"the process of this run ended with status {p.exitcode}\n")
                         start(i)
                     continue
                 live[conn][2] = run if kind=='start' else at
                 if kind in ('done','failed') and run in todo: todo.remove(run) # a process that is started later need not look at it
-                if kind!='start': yield kind,run
+                if kind!='start': yield kind,run,why
     finally:
         for p,*_ in live.values():
             p.terminate()
@@ -412,7 +425,9 @@ def _in_processes(self:Study, out, jobs, workers, threads):
 def _in_line(self:Study, out, workers, threads, tick):
     with _threads(threads):
         for r in self.runs:
-            if not (self._dir(out, r)/'metrics.json').exists(): yield self._do(r, out, workers, tick),r
+            if (self._dir(out, r)/'metrics.json').exists(): continue
+            kind,why = self._do(r, out, workers, tick)
+            yield kind,r,why
 
 # %% ../nbs/study.ipynb #6ac48dbf
 @patch
@@ -429,6 +444,8 @@ def run(self:Study,
     check_folder(out)
     self._check_out(out)
     self._check_data(network=True)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with suppress(Busy), locked(out): pass # can this place be locked?
     for r in self.runs:
         (self._dir(out, r)/'error.txt').unlink(missing_ok=True) # what failed before is tried again, once
         self._tidy(r, out) # what a run that was killed at its very end has left
@@ -440,9 +457,9 @@ def run(self:Study,
         if bar: bar.update(min(n, bar.total))
     events = self._in_processes(out, jobs, workers, threads) if jobs>1 else self._in_line(out, workers, threads, tick)
     if bar: bar.update(0)
-    for kind,run in events:
+    for kind,run,why in events:
         if kind=='epoch': tick()
-        if kind=='failed': failed[run] = (self._dir(out, run)/'error.txt').read_text(encoding='utf-8').strip().splitlines()[-1]
+        if kind=='failed': failed[run] = why
         if kind in ('done','failed') and progress and not bar:
             left = sum(not (self._dir(out, r)/'metrics.json').exists() for r in self.runs)
             print(f"{run.arm}, seed {run.seed}, fold {run.fold}: {failed.get(run, 'done')} ({left} of {len(self.runs)} runs left, {time.time()-start:.0f} s)", flush=True)
@@ -459,7 +476,7 @@ def _gather(self:Study, out):
     rows,preds,mass = [],{},{}
     for r in done:
         imgs,d = self.sets[r.fold],self._dir(out, r)
-        m,p = read_json(d/'metrics.json'),read_predictions(d/'predictions.csv')
+        m,p = read_metrics(d),read_predictions(d/'predictions.csv')
         p,idx = p[p.split==split],imgs.splits[split]
         if p.name.tolist()!=[as_text(imgs.names[i]) for i in idx]: raise ValueError(f"{d} holds predictions of other images than this study has.")
         if p.label.tolist()!=[vocab[i] for i in imgs.labels[idx]]: raise ValueError(f"{d} holds predictions of images with other labels than this study has.")

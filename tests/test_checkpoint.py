@@ -56,7 +56,7 @@ def test_other_callbacks_are_refused(tmp_path, then):
 
 def test_a_state_of_unnamed_callbacks_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt): fit(tmp_path, [a], stop=True)
-    s = torch.load(tmp_path/'state.pth', weights_only=False)
+    s = torch.load(tmp_path/'state.pth', weights_only=True)
     s['own'][0]['cbs'] = list(s['own'][0]['cbs'].values()) # as version 0.1.0 wrote it
     torch.save(s, tmp_path/'state.pth')
     with pytest.raises(ValueError, match='0.1.0'): fit(tmp_path, [a])

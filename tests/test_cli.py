@@ -6,6 +6,7 @@ from fastcore.script import CliError
 from PIL import Image
 from balmix_fastai.cli import balmix_bench, balmix_demo, balmix_study, balmix_train
 from balmix_fastai.output import read_predictions
+from balmix_fastai.run import read_metrics
 
 fast = dict(arch='test_resnet', epochs=2, size=32, bs=8, lr='0.005', augment='none', tta='none')
 study_files = 'classes.png figure.png pairs.csv recalls.csv report.md results.json runs.csv summary.csv'.split()
@@ -41,7 +42,7 @@ def edit(csv, f):
 
 def command(name): return os.path.join(os.path.dirname(sys.executable), name)
 
-def files(d): return sorted(o.name for o in d.iterdir() if o.is_file())
+def files(d): return sorted(o.name for o in d.iterdir() if o.is_file() and o.name!='.lock')
 
 def test_folder_writes_all_and_metrics_follow_from_predictions(folder, tmp_path):
     res = balmix_train(folder, out=tmp_path/'run', **fast)
@@ -56,7 +57,7 @@ def test_folder_writes_all_and_metrics_follow_from_predictions(folder, tmp_path)
         assert res[split]['mcc']==pytest.approx(skm.matthews_corrcoef(d.label, d.predicted))
     log = pd.read_csv(tmp_path/'run'/'log.csv')
     assert list(log.epoch)==[0,1] and res['best_epoch']==log.balanced_accuracy.argmax()
-    assert json.loads((tmp_path/'run'/'metrics.json').read_text())==res
+    assert read_metrics(tmp_path/'run')==res
 
 def test_exported_learner_predicts_what_was_written(folder, tmp_path):
     balmix_train(folder, out=tmp_path/'run', **fast)
@@ -92,7 +93,7 @@ def test_options_reach_the_run(folder, tmp_path):
     assert not hasattr(load_learner(tmp_path/'a'/'export.pkl'), 'balanced_mix_up')
     learn = load_learner(tmp_path/'b'/'export.pkl')
     assert learn.balanced_mix_up.alpha==.2 and abs(learn.balanced_mix_up.prior.sum()-1)<1e-9
-    assert json.loads((tmp_path/'b'/'metrics.json').read_text())['lr']==json.loads((tmp_path/'b'/'lr.json').read_text())
+    assert read_metrics(tmp_path/'b')['lr']==json.loads((tmp_path/'b'/'lr.json').read_text())['lr']
 
 @pytest.mark.parametrize('kw,says', [
     (dict(arch='mobilnet_v2'), 'mobilnet_v2'), (dict(alpha=-1.), 'alpha=-1'), (dict(alpha=float('nan')), 'alpha=nan'), (dict(mixer='x'), "mixer='x'"), (dict(sampling='often'), 'often'),
@@ -145,7 +146,7 @@ def test_killed_and_resumed_equals_uninterrupted(folder, tmp_path):
         cmd = [command('balmix-train'), str(folder), *args, '--out', str(tmp_path/out), *more]
         return subprocess.Popen(cmd, stdout=open(tmp_path/f'{out}.txt', 'a'), stderr=subprocess.STDOUT)
     whole,cut = start('whole'),start('cut')
-    state = tmp_path/'cut'/'state.pth'
+    state = tmp_path/'cut'/'log.csv'
     while cut.poll() is None and not state.exists(): time.sleep(.02)
     cut.send_signal(signal.SIGKILL)
     cut.wait()

@@ -15,6 +15,7 @@ from balmix_fastai.losses import BalancedSoftmaxLoss, CELoss
 from balmix_fastai.metrics import ece, nll
 from balmix_fastai.mixup import BalancedMixUp
 from balmix_fastai.prior import output_prior, prior_table, training_prior
+from balmix_fastai.output import write_sealed
 from balmix_fastai.posthoc import *
 from balmix_fastai.posthoc import _best_cut
 
@@ -124,8 +125,13 @@ def test_save_and_load(preds, tmp_path):
         d = load_correction(tmp_path/'c.json')
         assert np.array_equal(c.predict(p), d.predict(p)) and repr(c)==repr(d) and d.vocab==['a','b','c']
         with pytest.raises(ValueError, match='class order'): d.predict(p, ['b','a','c'])
-    (tmp_path/'x.json').write_text(json.dumps(dict(kind='x')))
-    with pytest.raises(ValueError, match='does not hold'): load_correction(tmp_path/'x.json')
+    good = (tmp_path/'c.json').read_text()
+    for text,msg in ((good[:-20], 'cannot be read'), ('[]', 'cannot be read'), (good.replace('"c"', '"d"'), 'damaged or was changed'), (json.dumps(dict(kind='x')), 'damaged')):
+        (tmp_path/'x.json').write_text(text)
+        with pytest.raises(ValueError, match=f'x.json.*{msg}'): load_correction(tmp_path/'x.json')
+    for o in (dict(kind='x'), dict(kind='CutPoints'), dict(kind='CutPoints', cuts=[.5], more=1)):
+        write_sealed(tmp_path/'x.json', o)
+        with pytest.raises(ValueError, match='does not hold'): load_correction(tmp_path/'x.json')
 
 def test_tensors_stay_tensors(preds):
     p = torch.tensor(preds[0]).float()

@@ -9,10 +9,11 @@ from balmix_fastai.data import get_labels, stream_probs
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
 from balmix_fastai.losses import EqualizationLoss
-from balmix_fastai.output import read_predictions
+from balmix_fastai.checkpoint import read_state, write_state
+from balmix_fastai.output import read_predictions, sha256_of
 from balmix_fastai.posthoc import load_correction
 from balmix_fastai.sampling import class_probs, effective_number_probs, mixup_prior
-from balmix_fastai.run import Checkpoint, check_run, make_loss, resample, train_run
+from balmix_fastai.run import Checkpoint, check_run, make_loss, read_metrics, resample, train_run
 
 @pytest.fixture(scope='module')
 def digits(): return read_images('digits')
@@ -49,7 +50,7 @@ def test_a_state_is_never_half_written(tmp_path, monkeypatch):
     def broken(o, f):
         n[0] += 'state' in f.name
         if n[0]<2: return save(o, f)
-        f.write_bytes(b'half')
+        f.write(b'half')
         raise OSError('disk full')
     monkeypatch.setattr(torch, 'save', broken)
     with pytest.raises(OSError, match='disk full'): tiny(None).fit(3, 1e-2, cbs=Checkpoint(tmp_path, 'valid_loss'))
@@ -95,8 +96,9 @@ def test_the_chosen_weights_are_the_ones_measured(digits, tmp_path):
     "With the best weights exchanged for ones that give every class the same score, the measured probabilities are all alike"
     kw = dict(arch='test_resnet', epochs=1, lr=5e-3, bs=64, size=32, augment='none', tta='none')
     train_run(digits, tmp_path, **kw)
-    best = torch.load(tmp_path/'best.pth')
-    torch.save({k: torch.zeros_like(v) if k==list(best)[-1] else v for k,v in best.items()}, tmp_path/'best.pth')
+    best,state = read_state(tmp_path/'best.pth'),read_state(tmp_path/'state.pth')
+    write_state(tmp_path/'best.pth', {k: torch.zeros_like(v) if k==list(best)[-1] else v for k,v in best.items()})
+    write_state(tmp_path/'state.pth', dict(state, sha256=sha256_of(tmp_path/'best.pth')))
     train_run(digits, tmp_path, resume=True, **kw)
     p = pd.read_csv(tmp_path/'predictions.csv').filter(like='p_')
     assert np.allclose(p, .1)
@@ -130,7 +132,7 @@ def test_last_is_the_last_epoch(digits, tmp_path):
 
 def test_what_is_not_kept_is_gone(digits, tmp_path):
     small(digits, tmp_path)
-    assert sorted(o.name for o in tmp_path.iterdir())==['log.csv','metrics.json','predictions.csv','splits.json.gz']
+    assert sorted(o.name for o in tmp_path.iterdir() if o.name!='.lock')==['log.csv','metrics.json','predictions.csv','splits.json.gz']
 
 @pytest.mark.parametrize('kw', [dict(schedule='step'), dict(schedule='plateau'), dict(sampling='deferred', defer=False), dict(loss='equalization', sampling='sqrt'),
     dict(loss='influence_balanced'), dict(loss='ldam', head='cosine', defer=True)], ids=lambda o: '-'.join(map(str, o.values())))
@@ -264,7 +266,7 @@ def test_a_new_run_takes_nothing_from_an_old_one(tmp_path):
     class Stop(Callback):
         def before_train(self): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): train_run(shades((20,10)), tmp_path, cbs=Stop(), **quick)
-    assert sorted(o.name for o in tmp_path.iterdir())==['notes.txt','splits.json.gz']
+    assert sorted(o.name for o in tmp_path.iterdir() if o.name!='.lock')==['notes.txt','splits.json.gz']
     assert train_run(shades((20,10)), tmp_path, resume=True, **quick)['lr']==1e-3
 
 odd_names = ['$10_$20', r'\frac{1}', '<b>|#%', 'two\nlines\r', 'NA', 'split', 'p_x', '猫😀', 'x'*300, '_', 'caf\udce9']
@@ -284,7 +286,7 @@ def test_a_picture_stops_no_run(tmp_path, monkeypatch):
     def fails(*args): raise RuntimeError('no picture')
     monkeypatch.setattr(run_module, '_plot_confusion', fails)
     with pytest.warns(UserWarning, match='confusion_valid.png could not be drawn'): res = train_run(shades(), tmp_path, **quick)
-    assert json.loads((tmp_path/'metrics.json').read_text())['valid']==res['valid'] and (tmp_path/'predictions.csv').exists() and (tmp_path/'export.pkl').exists()
+    assert read_metrics(tmp_path)==res and (tmp_path/'predictions.csv').exists() and (tmp_path/'export.pkl').exists()
 
 three = dict(vocab=('a','b','c'), ordinal=True)
 

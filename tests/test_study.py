@@ -1,6 +1,7 @@
 "Studies: what they refuse, that they repeat, resume, share work, and survive a run that dies."
 import json, os, signal, subprocess, sys, time
 import numpy as np, pandas as pd, pytest, yaml
+import kills
 from filelock import FileLock
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
@@ -137,57 +138,53 @@ def test_a_run_that_another_runner_does_is_left_to_it(digits, tmp_path):
     s.run(tmp_path, progress=False)
     assert len(predictions(tmp_path))==2
 
-script = '''
-import sys
-from balmix_fastai.datasets import read_images
-from balmix_fastai.study import Study
-if __name__=='__main__':
-    out,jobs = sys.argv[1],int(sys.argv[2])
-    print(Study(read_images('digits'), {'instance': {}, 'mixed': dict(alpha=.2)}, dict(%s, epochs=5), seeds=2).run(out, jobs=jobs))
-''' % ', '.join(f'{k}={v!r}' for k,v in fast.items() if k!='epochs')
+def two_arms(out, jobs): print(Study(read_images('digits'), {'instance': {}, 'mixed': dict(alpha=.2)}, dict(fast, epochs=4), seeds=2).run(out, jobs=jobs))
 
-def start(tmp_path, out, jobs=1):
-    (tmp_path/'go.py').write_text(script)
-    return subprocess.Popen([sys.executable, '-W', 'ignore', tmp_path/'go.py', tmp_path/out, str(jobs)], stdout=open(tmp_path/f'{out}.txt', 'a'), stderr=subprocess.STDOUT)
+def start(tmp_path, out, jobs=1): return kills.start(two_arms, tmp_path/out, jobs, log=tmp_path/f'{out}.txt')
+
+def wait(p): # Exit status
+    p.join()
+    return p.exitcode
 
 def wait_for(f, p):
-    while p.poll() is None and not (res := f()): time.sleep(.02)
-    assert p.poll() is None
+    while p.exitcode is None and not (res := f()): time.sleep(.02)
+    assert p.exitcode is None
     return res
 
 def test_killed_and_run_again_equals_uninterrupted(tmp_path):
     "Killed in the middle of the second run: the first is not done again, the second goes on at its epoch"
     p = start(tmp_path, 'cut')
-    wait_for(lambda: (tmp_path/'cut'/'runs'/'mixed-s0'/'state.pth').exists(), p)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    wait_for(lambda: (tmp_path/'cut'/'runs'/'mixed-s0'/'log.csv').exists(), p)
+    p.kill()
+    p.join()
     first = tmp_path/'cut'/'runs'/'instance-s0'/'metrics.json'
     before,rows = first.stat().st_mtime_ns,len(pd.read_csv(tmp_path/'cut'/'runs'/'mixed-s0'/'log.csv'))
     assert 1<=rows and not (tmp_path/'cut'/'runs'/'mixed-s0'/'metrics.json').exists()
-    for o in ('cut','whole'): assert start(tmp_path, o).wait()==0, (tmp_path/f'{o}.txt').read_text()
+    for o in ('cut','whole'): assert wait(start(tmp_path, o))==0, (tmp_path/f'{o}.txt').read_text()
     assert first.stat().st_mtime_ns==before
     a,b = predictions(tmp_path/'cut'),predictions(tmp_path/'whole')
     assert len(a)==4
     for k in a: pd.testing.assert_frame_equal(a[k], b[k], check_exact=True)
     for k in a: pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path/o/'runs'/k/'log.csv') for o in ('cut','whole')), check_exact=True)
 
+def children(pid): return [int(o) for o in subprocess.run(['ps','-o','pid=','--ppid',str(pid)], capture_output=True, text=True).stdout.split()]
+
 def test_a_process_that_dies_takes_only_its_run_with_it(tmp_path):
     p = start(tmp_path, 'out', jobs=2)
     state = wait_for(lambda: next((tmp_path/'out'/'runs').glob('*/state.pth'), None) if (tmp_path/'out'/'runs').exists() else None, p)
-    kids = [int(o) for o in subprocess.run(['ps','-o','pid=','--ppid',str(p.pid)], capture_output=True, text=True).stdout.split()]
-    kids = [o for o in kids if b'spawn_main' in open(f'/proc/{o}/cmdline','rb').read()]
+    kids = [k for o in children(p.pid) for k in children(o)] # the processes come from one that has the package imported
     os.kill(kids[0], signal.SIGKILL)
-    assert p.wait()==0
+    assert wait(p)==0
     errors,done = list((tmp_path/'out').rglob('error.txt')),predictions(tmp_path/'out')
     assert len(errors)==1 and 'status -9' in errors[0].read_text() and len(done)==3 and errors[0].parent.name not in done
     assert errors[0].parent.name.split('-')[0] in (tmp_path/'out.txt').read_text()
-    assert start(tmp_path, 'out').wait()==0 and len(predictions(tmp_path/'out'))==4 and not list((tmp_path/'out').rglob('error.txt'))
+    assert wait(start(tmp_path, 'out'))==0 and len(predictions(tmp_path/'out'))==4 and not list((tmp_path/'out').rglob('error.txt'))
 
 def test_two_runners_never_do_a_run_twice(tmp_path):
     ps = [start(tmp_path, 'out') for _ in range(2)]
-    assert [p.wait() for p in ps]==[0,0]
+    assert [wait(p) for p in ps]==[0,0]
     assert len(predictions(tmp_path/'out'))==4
-    for o in (tmp_path/'out').rglob('log.csv'): assert pd.read_csv(o).epoch.tolist()==list(range(5))
+    for o in (tmp_path/'out').rglob('log.csv'): assert pd.read_csv(o).epoch.tolist()==list(range(4))
     lines = (tmp_path/'out.txt').read_text().count(': done')
     assert lines==4
 
