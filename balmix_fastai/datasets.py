@@ -179,7 +179,7 @@ class OverLimit(ValueError):
 
 class Limits:
     "What one file may ask for; set an attribute or an environment variable such as `BALMIX_PIXELS` to change a limit"
-    _defaults = dict(
+    defaults = dict(
         pixels=89_478_485, # Pixels of an image, and of all images that `check` decodes at once; Pillow warns of larger ones
         image_bytes=2**29, # Bytes of an image file
         list_bytes=2**28, # Bytes of a CSV, or of another list of images
@@ -190,9 +190,9 @@ class Limits:
         directory=2**24) # Bytes of the directory of a zip: some 200,000 members
 
     def __getattr__(self, name):
-        if name not in self._defaults: raise AttributeError(f"limits has no {name!r}; it has {', '.join(self._defaults)}.")
+        if name not in self.defaults: raise AttributeError(f"limits has no {name!r}; it has {', '.join(self.defaults)}.")
         var = f'BALMIX_{name.upper()}'
-        return self._number(var, os.environ[var]) if var in os.environ else self._defaults[name]
+        return self._number(var, os.environ[var]) if var in os.environ else self.defaults[name]
 
     def __setattr__(self, name, value):
         getattr(self, name) # an unknown name is an error
@@ -216,7 +216,7 @@ class Limits:
         raise OverLimit(f"{what}, and {most:,} is the limit. If the file is as it should be, set "
             f"balmix_fastai.datasets.limits.{name}, or the environment variable BALMIX_{name.upper()}.")
 
-    def __repr__(self): return ', '.join(f'{k} {getattr(self, k):,}' for k in self._defaults)
+    def __repr__(self): return ', '.join(f'{k} {getattr(self, k):,}' for k in self.defaults)
 
 limits = Limits()
 
@@ -283,17 +283,27 @@ def with_valid(self:ImageSet,
     return self._divided({**self.splits, 'train':np.setdiff1d(idx, chosen), 'valid':np.sort(chosen)})
 
 # %% ../nbs/datasets.ipynb #5e4ddbe8
+def _counts_by_group(labels, ids):
+    "(class ids, their counts) of each group of images"
+    k = labels.max()+1
+    pairs,counts = np.unique(ids*k+labels, return_counts=True)
+    cuts = np.flatnonzero(np.diff(pairs//k))+1
+    return list(zip(np.split(pairs%k, cuts), np.split(counts, cuts)))
+
 @patch
 def _choose_groups(self:ImageSet, idx, n, pct, rng):
     "Items of whole groups, in random order, each taken if it brings the class counts nearer to `pct` of `n`, and no class loses its last image"
     _,ids = np.unique(self.groups[idx], return_inverse=True)
     by_group = np.split(idx[np.argsort(ids, kind='stable')], np.cumsum(np.bincount(ids))[:-1])
+    by_class = _counts_by_group(self.labels[idx], ids)
     have,chosen,off = np.zeros_like(n),[idx[:0]],lambda have: ((have-pct*n)**2/np.maximum(n, 1)).sum()
     for g in rng.permutation(len(by_group)):
-        new = have+np.bincount(self.labels[by_group[g]], minlength=len(n))
-        if off(new)<off(have) and (new<n)[new>have].all():
-            have = new
-            chosen.append(by_group[g])
+        c,x = by_class[g]
+        if not (have[c]+x<n[c]).all(): continue
+        before = off(have) if abs(gain := ((2*(have[c]-pct*n[c])+x)*x/n[c]).sum())<1e-9 else None
+        have[c] += x
+        if (gain<0 if before is None else off(have)<before): chosen.append(by_group[g]) # a tie is left to the sums of all classes, as in 0.1.0
+        else: have[c] -= x
     return np.concatenate(chosen)
 
 # %% ../nbs/datasets.ipynb #24faab0e
@@ -301,17 +311,15 @@ def _spread(labels, groups, k, seed):
     "The fold of each image: groups go, the most uneven first, where the counts of their own classes stay most even, as in `StratifiedGroupKFold`"
     classes,labels = np.unique(labels, return_inverse=True)
     names,ids = np.unique(groups, return_inverse=True)
-    n = np.bincount(labels)
-    pairs,count = np.unique(ids*len(classes)+labels, return_counts=True)
-    of,cls = np.divmod(pairs, len(classes))
-    ends = np.searchsorted(of, np.arange(len(names)+1))
-    size,squares = [np.bincount(of, o).astype(np.int64) for o in (count, count**2)]
+    n,size = np.bincount(labels),np.bincount(ids)
+    by_class = _counts_by_group(labels, ids)
+    uneven = len(classes)*np.array([x@x for _,x in by_class]) - size**2 # grows with the variance over the classes
     order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(-(len(classes)*squares-size**2)[order], kind='stable')]
+    order = order[np.argsort(-uneven[order], kind='stable')]
     have = np.zeros((k, len(classes)), np.int64)
     total,fold = np.zeros(k, np.int64),np.zeros(len(names), np.int64)
     for g in order:
-        c,x = cls[ends[g]:ends[g+1]],count[ends[g]:ends[g+1]]
+        c,x = by_class[g]
         a = have[:,c]
         first,second = a.sum(0)+x,(a*a).sum(0)+2*a*x+x*x # sums over the folds, and of squares, if the group goes into each of them
         off = (np.sqrt(k*second-first**2)/n[c]).sum(1)
@@ -381,12 +389,15 @@ def opened_image(
         with open_regular(fn, 'image_bytes') as f, opened_image(f, max_pixels) as im: yield im # Pillow 13 garbles turned TIFFs that it maps into memory
         return
     most,name = ifnone(max_pixels, limits.pixels),getattr(fn, 'name', 'the image')
-    if Image.MAX_IMAGE_PIXELS is not None: Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
+    if Image.MAX_IMAGE_PIXELS and most>limits.defaults['pixels']: Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most) # Pillow has a limit, too
     try: im = Image.open(fn, formats=_formats)
-    except Image.DecompressionBombError as e: limits.check('pixels', most+1, f"{name}: {e}", most)
+    except Image.DecompressionBombError as e:
+        n = int(re.search(r'\d+', str(e))[0])
+        limits.check('pixels', n, f"{name} has {n:,} pixels", most)
     with im:
-        sides = [im.size, [getattr(im, 'tag_v2', {}).get(k) or 0 for k in (322, 323)]] # TIFF decodes whole tiles, of any size
-        for w,h in sides: limits.check('pixels', w*h, f"{name} has {w}x{h} pixels", most)
+        tags = getattr(im, 'tag_v2', {})
+        tile = [tags.get(k) or 0 for k in (322, 323)] # TIFF decodes whole tiles, which may be larger than the image
+        for what,(w,h) in dict(has=im.size, **{'has tiles of':tile}).items(): limits.check('pixels', w*h, f"{name} {what} {w}x{h} pixels", most)
         if not all(im.size): raise ValueError(f"{name} has {im.width}x{im.height} pixels.")
         yield im
 
@@ -442,7 +453,7 @@ class OpenImage(Transform):
     ):
         self.window = _as_window(window)
         self.max_pixels = limits.pixels # as set here, also in processes that are started afresh
-    def encodes(self, o): return open_image(o, self.window, getattr(self, 'max_pixels', None)) # 0.1.0 exported learners without it
+    def encodes(self, o): return open_image(o, self.window, max(getattr(self, 'max_pixels', 1), limits.pixels)) # 0.1.0 exported learners without it
 
 # %% ../nbs/datasets.ipynb #9180a48a
 def size_and_mode(
@@ -614,22 +625,22 @@ def _entries(folder):
 
 def _walk(folder, above, left, odd):
     "(real path, path) of the image files below `folder`; the rest is counted in `left`, and what is called an image and is no file is put into `odd`"
-    todo,seen = [str(folder)],set()
+    todo,seen = [(str(folder), os.path.realpath(folder))],set()
     while todo:
-        path = todo.pop()
-        real = os.path.realpath(path)
+        path,real = todo.pop()
         if _is_above(real, above): left['link to a folder above'] += 1
         elif real in seen: left['link to a folder that is there'] += 1
         else:
-            above = above if seen else [*above, real] # a link to `folder` itself, too
+            if not seen: above = [*above, real] # a link back to `folder`, too
             seen.add(real)
             folders = []
             for e in _entries(path):
+                here = os.path.realpath(e.path) if e.is_symlink() else os.path.join(real, e.name)
                 if _is_hidden(e.name): left['hidden'] += 1
-                elif os.path.isdir(e.path): folders.append(e.path)
+                elif os.path.isdir(e.path): folders.append((e.path, here))
                 elif not e.name.lower().endswith(image_endings): left[_ending(e.name)] += 1
                 elif kind := other_kind(e.path): odd.append(f'{e.path} ({kind})')
-                else: yield os.path.realpath(e.path) if e.is_symlink() else os.path.join(real, e.name),Path(e.path)
+                else: yield here,Path(e.path)
             todo += folders[::-1]
 
 # %% ../nbs/datasets.ipynb #188fb1c3
@@ -776,7 +787,7 @@ def read_lines(
         text = io.TextIOWrapper(f, _encoding(f.peek(4)), newline='')
         try:
             while line := text.readline(limits.line_chars+1):
-                limits.check('line_chars', len(line), f"line {len(res)+1} of {path} has more than {limits.line_chars:,} characters")
+                limits.check('line_chars', len(line), f"line {len(res)+1} of {path} has {len(line):,} characters or more")
                 res.append(line)
         except UnicodeError as e:
             raise ValueError(f"{path} is not a UTF-8 text file ({e}), but perhaps Latin-1 or Windows-1252; save it as CSV in UTF-8.") from e
