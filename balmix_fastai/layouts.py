@@ -9,15 +9,15 @@ __all__ = ['layouts', 'longtail_counts', 'cifar_lt', 'eyepacs', 'messidor2', 'hy
            'read_layout']
 
 # %% ../nbs/layouts.ipynb #5e53ffb5
-import io, os, pickle, re, warnings, numpy as np
+import io, json, os, re, warnings, numpy as np
 from collections import Counter
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
 from fastcore.basics import ifnone
 from .datasets import *
-from .datasets import _complain, _csv_rows
+from .datasets import _complain, _csv_rows, npy_header, open_regular, opened_zip, read_lines, size_and_mode
 
 # %% ../nbs/layouts.ipynb #b24573e4
 def _one_of(value, options, arg):
@@ -39,7 +39,7 @@ def _compare(ims, published, source, differ):
         warnings.warn(str(e), stacklevel=3)
 
 def _folder(path, arg='path'):
-    if not (path := Path(path)).is_dir(): raise ValueError(f"{arg}={str(path)!r} is not a folder.")
+    if not os.path.isdir(path := Path(path)): raise ValueError(f"{arg}={str(path)!r} is not a folder.")
     return path
 
 # %% ../nbs/layouts.ipynb #85814626
@@ -47,7 +47,7 @@ def _from_lists(parts, files, vocab, ordinal=False, groups=None):
     "An `ImageSet` of `parts`, {part: (names, class ids)}, after a look at whether all `files` are there, and once"
     names,labels = [[o for p in parts.values() for o in p[i]] for i in (0, 1)]
     where = [k for k,p in parts.items() for _ in p[0]]
-    gone = [f"{n} ({k})" for n,f,k in zip(names, files, where) if f is None or not f.is_file()]
+    gone = [f"{n} ({k})" for n,f,k in zip(names, files, where) if f is None or not os.path.isfile(f)]
     _complain("Images that are missing", gone, "Is path the right folder, and was all unpacked?")
     first = {}
     for i,f in enumerate(files): first.setdefault(f, i)
@@ -83,13 +83,10 @@ def longtail_counts(
 # %% ../nbs/layouts.ipynb #8695be1c
 def _zip_tree(path):
     "An `ImageSet` whose items are the image members of a zip, by their names"
-    try:
-        with ZipFile(path) as z: infos = [o for o in z.infolist() if not o.is_dir()]
-    except BadZipFile as e: raise ValueError(f"{path} is not a whole zip archive ({e}); copy it again.") from e
+    with opened_zip(path) as z: infos = [o for o in z.infolist() if not o.is_dir()]
     names = [o.filename for o in infos]
     bad = [n for n in names if n.startswith('/') or '..' in n.split('/') or '\\' in n or ':' in n]
     _complain(f"Members of {path.name} that point out of it", bad, "Do not use this archive.")
-    _complain(f"Members that {path.name} holds twice", [n for n,c in Counter(names).items() if c>1], "Pack it anew.")
     hidden = lambda n: any(p.startswith(('.', '__')) for p in n.split('/'))
     infos = [o for o in infos if o.filename.lower().endswith(image_endings) and not hidden(o.filename)]
     rows = [o.filename.split('/') for o in infos]
@@ -98,23 +95,25 @@ def _zip_tree(path):
     _complain(f"Images of {path.name} that are not train/<class>/<file> or test/<class>/<file>", odd, "Pack the folder that holds train/ and test/, from within.")
     _complain(f"Members of {path.name} that are too large for an image of 32x32", large, "Pack CIFAR's images.")
     vocab = sorted({r[1] for r in rows})
+    ids = {c: i for i,c in enumerate(vocab)}
     splits = {k: [i for i,r in enumerate(rows) if r[0]==k] for k in ('train', 'test')}
     names = [o.filename for o in infos]
-    return ImageSet(names, [vocab.index(r[1]) for r in rows], vocab, names, splits)
+    return ImageSet(names, [ids[r[1]] for r in rows], vocab, names, splits)
 
 def _pixels(read, name, errs):
-    "The image in the file that `read` returns, as uint8 of shape (32,32,3); what is wrong with it goes to `errs`"
+    "The image whose path or bytes `read` returns, as uint8 of shape (32,32,3); what is wrong with it goes to `errs`"
     try:
-        im = open_image(read())
-        if im.size==(32,32): return np.asarray(im)
-        errs.append(f"{name} (has {im.width}x{im.height} pixels)")
+        o = read()
+        (w,h),_ = size_and_mode(o)
+        if (w,h)==(32,32): return np.asarray(open_image(o))
+        errs.append(f"{name} (has {w}x{h} pixels)")
     except Exception as e: errs.append(f"{name} ({type(e).__name__}: {e})") # Pillow and zipfile raise many types; all are reported at once
 
 def _decoded(path, ims, idx):
     "Pixels of the items `idx`, from the zip or the folder at `path`, or as they are"
     errs = []
     if path.is_file():
-        with ZipFile(path) as z: res = [_pixels(lambda: io.BytesIO(z.read(ims.items[i])), ims.names[i], errs) for i in idx]
+        with opened_zip(path) as z: res = [_pixels(lambda: z.read(ims.items[i]), ims.names[i], errs) for i in idx]
     else: res = [np.array(o) if isinstance(o, np.ndarray) else _pixels(lambda: o, ims.names[i], errs) for i in idx for o in [ims.items[i]]]
     _complain("Images that cannot be used", errs, "Repair or copy them again; CIFAR has 32x32 pixels.")
     return res
@@ -125,6 +124,8 @@ _torch_folders = {10:'cifar-10-batches-py', 100:'cifar-100-python'}
 def _torch_cifar(root, classes, download):
     "CIFAR as torchvision keeps it, below `root`"
     import torchvision.datasets as tvd
+    files = [f for f in (root/_torch_folders[classes]).glob('*') if os.path.isfile(f)]
+    for f in files: limits.check('list_bytes', f.stat().st_size, f"{f} has {f.stat().st_size:,} bytes")
     try: parts = [getattr(tvd, f'CIFAR{classes}')(root, train=t, download=download) for t in (True, False)]
     except RuntimeError as e: raise ValueError(f"torchvision cannot read {root/_torch_folders[classes]} ({e}).") from e
     labels,n = np.concatenate([p.targets for p in parts]),len(parts[0].data)
@@ -217,9 +218,8 @@ def _by_stem(path):
 
 def _exams(csv):
     "(image, line number) of each image in a CSV of pairs of eyes"
-    if not csv.is_file(): raise ValueError(f"pairs={str(csv)!r} is not a file.")
-    lines = csv.read_text(encoding='utf-8-sig').splitlines()[1:]
-    return [(c.strip(), i) for i,l in enumerate(lines, 2) for c in re.split('[;,]', l) if c.strip()]
+    if not os.path.isfile(csv): raise ValueError(f"pairs={str(csv)!r} is not a file.")
+    return [(c.strip(), i) for i,l in enumerate(read_lines(csv)[1:], 2) for c in re.split('[;,]', l) if c.strip()]
 
 # %% ../nbs/layouts.ipynb #95e5cb94
 def messidor2(
@@ -267,48 +267,43 @@ def hyper_kvasir(
     names,found = [[r[head.index(c)] for _,r in rows] for c in ('Video file', 'Finding')]
     _complain(f"Rows of {csv.name} without a finding", [f"row {i}" for (i,_),v in zip(rows, found) if not v], "Fill them in or remove the rows.")
     vocab,files = sorted(set(found)),_by_stem(csv.parent)
+    ids = {v: i for i,v in enumerate(vocab)}
     if isinstance(groups, (str, Path)): groups = _group_of(names, [(r[0], r[-1]) for _,r in _csv_rows(Path(groups))[1]], 'groups')
     elif isinstance(groups, dict): groups = _group_of(names, groups.items(), 'groups')
-    res = _from_lists(dict(train=(names, [vocab.index(v) for v in found])), [files.get(Path(n).stem.lower()) for n in names], vocab, groups=groups)
+    res = _from_lists(dict(train=(names, [ids[v] for v in found])), [files.get(Path(n).stem.lower()) for n in names], vocab, groups=groups)
     _compare(res, dict(train=_kvasir), "Hyper-Kvasir", differ)
     return res
 
-# %% ../nbs/layouts.ipynb #f6f92f58
-class _Said:
-    "Stands in for what a pickle says about a NumPy object, so that nothing of NumPy runs on what the file holds"
-    def __init__(self, *args): self.args = args
-    def __setstate__(self, state): self.state = state
-
-class _NumpyOnly(pickle.Unpickler):
-    "Unpickler that knows the four names which a pickled array needs, and refuses all others"
-    _known = {(m,n) for m in ('numpy.core.multiarray', 'numpy._core.multiarray') for n in ('_reconstruct', 'scalar')} | {('numpy','ndarray'), ('numpy','dtype')}
-    def find_class(self, module, name):
-        if (module,name) in self._known: return _Said
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a list of names and numbers does not need; do not load this file by other means")
-
-def _plain(o):
-    "A name or class id as `str` or `int`, also where the pickle holds a NumPy scalar of it"
-    if not isinstance(o, _Said): return o
-    dtype,raw = o.args
-    end = {'<':'little', '|':'little', '>':'big'}[dtype.state[1]]
-    if dtype.args[0][0]=='U': return raw.decode(f'utf-32-{end[0]}e').rstrip('\0')
-    return int.from_bytes(raw, end, signed=dict(i=True, u=False)[dtype.args[0][0]])
-
 # %% ../nbs/layouts.ipynb #2c08e759
-def _read_dict(path):
-    "A {name: class id} dict that was saved by `np.save`"
-    if not path.is_file(): raise ValueError(f"{path} is missing.")
+_published = { # SHA-256 of dic.npy
+    '6d553b9e4b8407757598ceaed4a3df50bc0dcfba3c255745b9c677c62c36e7b9', # 8-class
+    'f7e340609c4e3995ab608b1d2670ad3a7e7bb3379a721b922dbc0876299f97f0'} # 14-class
+
+def _unpickled(file):
+    "What a published `dic.npy` holds"
+    with open_regular(file, 'list_bytes') as f: raw = f.read()
+    if (digest := sha256(raw).hexdigest()) not in _published:
+        raise ValueError(f"{file} is none of the files that FlexSampling publishes (its SHA-256 is {digest}). It is a pickle, which can run "
+            "anything, and is not opened. Copy it again, or write the class ids of lists of your own to dic.json: {\"name.jpg\": 0, ...}.")
+    return np.load(io.BytesIO(raw), allow_pickle=True).item()
+
+def _from_json(file):
+    "What a `dic.json` holds"
+    def once(pairs):
+        _complain("Names that it holds twice", [k for k,n in Counter(k for k,_ in pairs).items() if n>1], "Keep one of them.")
+        return dict(pairs)
     try:
-        with open(path, 'rb') as f:
-            version = np.lib.format.read_magic(f)
-            _,_,dtype = getattr(np.lib.format, f'read_array_header_{version[0]}_0')(f)
-            if dtype!=object: raise ValueError(f"it is an array of {dtype}")
-            res = {_plain(k): _plain(v) for k,v in _NumpyOnly(f).load().state[4][0].items()}
-    except Exception as e: # a made-up pickle can raise anything
-        raise ValueError(f"{path} does not hold a pickled dict of names and class ids ({type(e).__name__}: {e}).") from e
-    odd = [f"{k!r} has {v!r}" for k,v in res.items() if type(k) is not str or type(v) is not int or v<0]
-    _complain(f"Entries of {path} that are not a name and its class id", odd, "Is it the file that comes with the lists?")
+        with open_regular(file, 'list_bytes') as f: res = json.load(f, object_pairs_hook=once)
+    except (ValueError, RecursionError) as e: raise ValueError(f"{file} is not a JSON object of names and class ids ({e}).") from e
+    odd = [f"{k!r} has {str(v)[:60]!r}" for k,v in res.items() if type(v) is not int or v<0] if isinstance(res, dict) else ['it is no object']
+    _complain(f"Entries of {file} that are not a name and its class id", odd, 'Write {"name.jpg": 0, ...}.')
     return res
+
+def _class_ids(folder):
+    "{name: class id} of the lists in a folder"
+    if os.path.isfile(own := folder/'dic.json'): return _from_json(own)
+    if not os.path.isfile(file := folder/'dic.npy'): raise ValueError(f"{file} is missing.")
+    return {str(k): int(v) for k,v in _unpickled(file).items()}
 
 # %% ../nbs/layouts.ipynb #5fe76d52
 _isic_vocab = {8:'NV MEL BCC BKL AK SCC VASC DF', 14:'NV MEL BCC SK AK SCC BKL SL VASC DF LK LS AN AMP'}
@@ -319,19 +314,25 @@ _isic = { # the lists themselves, as Ju et al. 2022 publish them
     '14-class':([9012, 3165, 2375, 1024, 608, 459, 268, 189, 177, 172, 22, 18, 10, 9], [1288, 452, 339, 147, 87, 65, 39, 27, 25, 24, 3, 3, 2, 2],
         [2575, 905, 679, 293, 174, 132, 77, 54, 51, 50, 7, 6, 3, 3])}
 
+def _names_in(file):
+    "The names in a `.npy` file"
+    with open_regular(file, 'list_bytes') as f:
+        shape,dtype = npy_header(f, os.path.getsize(file), file)
+        if len(shape)!=1 or dtype.kind!='U': raise ValueError(f"{file} is {dtype} of shape {shape}; it must be a list of names.")
+        f.seek(0)
+        return np.load(f, allow_pickle=False).tolist()
+
 def _isic_lists(path, ratio):
     "Names and class ids of the parts, {part: (names, ids)}"
     _one_of(ratio, tuple(_isic), 'ratio')
     folder,end = (path/'14-class','') if ratio=='14-class' else (path/'8-class',f'_{ratio}')
-    ids,parts = _read_dict(_folder(folder)/'dic.npy'),{}
+    ids,parts = _class_ids(_folder(folder)),{}
     for k,m in dict(train='train', valid='val', test='test').items():
         f = folder/f'{m}{end}.npy'
-        if not f.is_file(): raise ValueError(f"{f} is missing.")
-        try: names = np.load(f, allow_pickle=False)
-        except (ValueError, EOFError) as e: raise ValueError(f"{f} is not a whole array of names ({e}).") from e
-        if names.ndim!=1 or names.dtype.kind!='U': raise ValueError(f"{f} is {names.dtype} of shape {names.shape}; it must be a list of names.")
-        _complain(f"Names of {f.name} that dic.npy does not have", [n for n in names.tolist() if n not in ids], "Do the files belong together?")
-        parts[k] = names.tolist(),[ids[n] for n in names.tolist()]
+        if not os.path.isfile(f): raise ValueError(f"{f} is missing.")
+        names = _names_in(f)
+        _complain(f"Names of {f.name} that dic.npy does not have", [n for n in names if n not in ids], "Do the files belong together?")
+        parts[k] = names,[ids[n] for n in names]
     return parts
 
 def _lesions(csv):
@@ -343,7 +344,7 @@ def _lesions(csv):
 
 # %% ../nbs/layouts.ipynb #b714e6f9
 def isic2019_lt(
-    path:str|Path, # Folder that holds `8-class/` and `14-class/`, each with its lists and `dic.npy`
+    path:str|Path, # Folder that holds `8-class/` and `14-class/`, each with its lists and `dic.npy` (or a `dic.json` of your own)
     images:str|Path|None=None, # Folder of the images; `None`: `images` in `path`
     ratio:int|str=100, # Imbalance ratio 100, 200 or 500 of the 8-class lists, or '14-class'
     lesions:str|Path|None=None, # `ISIC_2019_Training_Metadata.csv`; gives `groups`, images without a lesion being each its own. `None`: unknown

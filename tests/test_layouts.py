@@ -1,5 +1,5 @@
 "layouts: each published layout in miniature, what is refused and named, the published counts, and the real lists and images where there are some."
-import hashlib, io, os, pickle, re, sys, types, warnings, zipfile
+import hashlib, io, json, os, pickle, re, sys, types, warnings, zipfile
 from collections import Counter
 from importlib.machinery import ModuleSpec
 import numpy as np, pytest, torchvision
@@ -338,7 +338,7 @@ def _lists(root, ratio=100, n=(4,1,2), k=8):
     d.mkdir(parents=True)
     names = [f'ISIC_{i:07}.jpg' for i in range(sum(n)*k)]
     for i,o in enumerate(names): _save(root/'images'/o, i)
-    np.save(d/'dic.npy', {o: i%k for i,o in enumerate(names)}, allow_pickle=True)
+    (d/'dic.json').write_text(json.dumps({o: i%k for i,o in enumerate(names)}))
     for part,a,b in zip(('train', 'val', 'test'), np.cumsum([0,*n[:-1]])*k, np.cumsum(n)*k): np.save(d/f'{part}{end}.npy', np.array(names[a:b]))
     return names
 
@@ -376,10 +376,10 @@ def _list(part, f):
         np.save(file, f(np.load(file)), allow_pickle=True)
     return spoil
 @pytest.mark.parametrize('spoil,msg', [(lambda r: (r/'images'/'ISIC_0000040.jpg').unlink(), r'missing: ISIC_0000040.jpg \(test\)'), (lambda r: (r/'8-class'/'val_100.npy').unlink(), 'val_100.npy is missing'),
-    (lambda r: (r/'8-class').rename(r/'lists'), "8-class' is not a folder"), (lambda r: (r/'8-class'/'dic.npy').unlink(), 'dic.npy is missing'),
+    (lambda r: (r/'8-class').rename(r/'lists'), "8-class' is not a folder"), (lambda r: (r/'8-class'/'dic.json').unlink(), 'dic.npy is missing'),
     (_list('train', lambda a: np.append(a, a[0])), r'listed twice: ISIC_0000000.jpg \(train and train\)'), (_list('test', lambda a: np.append(a, 'ISIC_0000001.jpg')), r'ISIC_0000001.jpg \(train and test\)'),
     (_list('val', lambda a: np.append(a, 'other.jpg')), 'Names of val_100.npy that dic.npy does not have: other.jpg'), (_list('val', lambda a: a.reshape(2, -1)), r'shape \(2, 4\)'),
-    (_list('val', lambda a: np.arange(3)), 'is int64 of shape'), (_list('val', lambda a: np.array([_Evil()])), 'val_100.npy is not a whole array of names'),
+    (_list('val', lambda a: np.arange(3)), 'is int64 of shape'), (_list('val', lambda a: np.array([_Evil()])), 'val_100.npy is object of shape'),
     (lambda r: (r/'8-class'/'test_100.npy').write_bytes(b'\x93NUMPY'), 'test_100.npy is not a whole array')])
 def test_isic_errors(tmp_path, spoil, msg):
     _lists(tmp_path)
@@ -387,52 +387,20 @@ def test_isic_errors(tmp_path, spoil, msg):
     with pytest.raises(ValueError, match=msg): isic2019_lt(tmp_path, differ='ignore')
     assert not os.path.exists('evil')
 
-def _dump(path, obj, protocol=3):
-    "`obj` as `np.save` writes a dict, by hand, so that it can be anything"
-    a = np.array(obj, dtype=object)
-    with open(path, 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, dict(descr='|O', fortran_order=False, shape=()))
-        pickle.dump(a, f, protocol=protocol)
-
-@pytest.mark.parametrize('protocol', [3, 4, 5]) # 3 and 4 are what np.save has used with Python 3
-def test_dict_of_names_is_read_as_numpy_would(tmp_path, protocol):
-    want = {'a.jpg':3, 'b.jpg':np.int64(12), np.str_('ç.jpg'):np.uint8(200), np.str_('d'):np.array(2, '>i4')[()], 'e'*30:0}
-    _dump(tmp_path/'d.npy', want, protocol)
-    got = lay._read_dict(tmp_path/'d.npy')
-    assert got=={str(k): int(v) for k,v in np.load(tmp_path/'d.npy', allow_pickle=True).item().items()}
-    assert all(type(k) is str and type(v) is int for k,v in got.items())
-
-class _Call:
-    def __init__(self, f, *args): self.what = f,args
-    def __reduce__(self): return self.what
-
-@pytest.mark.parametrize('obj,msg', [(_Evil(), r'asks for (posix|nt).system'), ({'a':_Evil()}, r'asks for (posix|nt).system'), ({_Evil():1}, r'asks for (posix|nt).system'),
-    ({'a':_Call(eval, '1')}, 'builtins.eval'), ({'a':_Call(getattr, 'a', 'b')}, 'builtins.getattr'), ({'a':_Call(np.load, 'x')}, 'numpy.load'),
-    ({'a':Counter()}, 'collections.Counter'), ({'a':1.5}, "'a' has 1.5"), ({'a':-1}, "'a' has -1"), ({3:1}, '3 has 1'), ([1,2], 'does not hold a pickled dict')])
-def test_pickles_that_are_more_than_a_dict_are_refused(tmp_path, obj, msg):
-    for protocol in (3, 4):
-        _dump(tmp_path/'d.npy', obj, protocol)
-        with pytest.raises(ValueError, match=msg): lay._read_dict(tmp_path/'d.npy')
+@pytest.mark.parametrize('obj', [{'a':1}, {'a':_Evil()}, _Evil(), [1,2], Counter()])
+def test_pickles_that_are_not_published_are_refused(tmp_path, obj):
+    _lists(tmp_path)
+    (tmp_path/'8-class/dic.json').unlink()
+    np.save(tmp_path/'8-class/dic.npy', np.array(obj, dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match='dic.npy is none of the files that FlexSampling publishes .*is not opened.*dic.json'): isic2019_lt(tmp_path)
     assert not os.path.exists('evil')
 
-def test_scalars_of_either_byte_order_and_names_of_other_modules():
-    for order,raw in (('<', b'\2\1\0\0'), ('>', b'\0\0\1\2')): # NumPy writes '<' here, a file from elsewhere may say '>'
-        dtype = lay._Said('i4', False, True)
-        dtype.__setstate__((3, order, None, None, None, -1, -1, 0))
-        assert lay._plain(lay._Said(dtype, raw))==258
-    for module in ('os', 'numpy.core.multiarray.x', 'numpy.linalg'):
-        for name in ('scalar', 'dtype', '_reconstruct'):
-            with pytest.raises(pickle.UnpicklingError, match=f'asks for {module}.{name},'): lay._NumpyOnly(io.BytesIO(f'c{module}\n{name}\n.'.encode())).load()
-
-@pytest.mark.parametrize('data', [b'', b'hello', b'\x93NUMPY\x01\x00', b'\x93NUMPY\x09\x00abc'])
-def test_files_that_are_no_dict(tmp_path, data):
-    (tmp_path/'d.npy').write_bytes(data)
-    with pytest.raises(ValueError, match='d.npy does not hold a pickled dict'): lay._read_dict(tmp_path/'d.npy')
-    np.save(tmp_path/'d.npy', np.arange(3))
-    with pytest.raises(ValueError, match='an array of int64'): lay._read_dict(tmp_path/'d.npy')
-    _dump(tmp_path/'d.npy', {'a':1})
-    (tmp_path/'d.npy').write_bytes((tmp_path/'d.npy').read_bytes()[:-3])
-    with pytest.raises(ValueError, match='does not hold a pickled dict'): lay._read_dict(tmp_path/'d.npy')
+@pytest.mark.parametrize('text,msg', [('', 'not a JSON object'), ('[1]', 'it is no object'), ('{"a": 1.5}', "'a' has '1.5'"), ('{"a": -1}', "'a' has '-1'"),
+    ('{"a": true}', "'a' has 'True'"), ('{"a": 1, "a": 2}', 'holds twice: a'), ('{"a": 1', 'not a JSON object'), ('{"a": {"b": 1}}', "'a' has ")])
+def test_class_ids_that_are_none(tmp_path, text, msg):
+    _lists(tmp_path)
+    (tmp_path/'8-class/dic.json').write_text(text)
+    with pytest.raises(ValueError, match=msg): isic2019_lt(tmp_path)
 
 @pytest.mark.parametrize('ratio', [100, 200, 500, '14-class'])
 def test_real_isic_lists(data_dir, ratio):
@@ -442,7 +410,7 @@ def test_real_isic_lists(data_dir, ratio):
     names = [n for p in parts.values() for n in p[0]]
     assert len(set(names))==len(names) and all(n.startswith('ISIC_') and n.endswith('.jpg') for n in names)
     if k==8: assert parts['train'][1].count(0)/parts['train'][1].count(7)==pytest.approx(ratio, rel=.1)
-    ids = lay._read_dict(d/('14-class' if k==14 else '8-class')/'dic.npy')
+    ids = lay._class_ids(d/('14-class' if k==14 else '8-class'))
     want = [12875,4522,3393,1464,869,656,384,270,253,246,32,27,15,14] if k==14 else [12875,4522,3323,2624,867,628,253,239]
     assert np.bincount(list(ids.values())).tolist()==want # ISIC 2019 as a whole
     assert ids=={str(n): int(c) for n,c in np.load(d/('14-class' if k==14 else '8-class')/'dic.npy', allow_pickle=True).item().items()} # these files are known to be harmless
