@@ -111,6 +111,7 @@ class _State(BaseModel):
     scaler:dict|None
     trained_prior:Any
 
+# %% ../nbs/checkpoint.ipynb #60dd6fb2
 class Checkpoint(Callback):
     "Write log, best weights and a resumable state to `path` after each epoch"
     order = 62 # after `Recorder` (50), before fastai's `SkipToEpoch` (70)
@@ -191,6 +192,7 @@ def _check_best(self:Checkpoint, state):
 @patch
 def _remedy(self:Checkpoint): return f"delete {self.path} and begin anew"
 
+# %% ../nbs/checkpoint.ipynb #34b72d54
 @patch
 def _is_there(self:Checkpoint):
     "Is there a state to go on from? Raise a `ValueError` if there was one"

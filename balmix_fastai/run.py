@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Literal, get_args
 
-from PIL import Image
 from pydantic import BaseModel
 from fastai.vision.all import *
 from fastai.callback.mixup import MixUp
@@ -196,9 +195,7 @@ def _need_images(data, counts, what, split, remedy):
 def _image_size(data, size):
     "Height and width of what the network is given"
     if size is not None: return size,size
-    o = data.items[data.splits['train'][0]]
-    if isinstance(o, np.ndarray): return o.shape[:2]
-    with _named_images(data), Image.open(o) as im: return im.size[::-1]
+    with _named_images(data): return size_and_mode(data.items[data.splits['train'][0]])[0][::-1]
 
 # %% ../nbs/run.ipynb #41b31423
 def train_run(
@@ -288,6 +285,7 @@ def _make(data, o, path):
         cbs=[*mixers, *extra], path=path, wd=o.wd, **optimizer(o.opt, o.mom))
     return learn.to_fp16() if o.fp16 else learn
 
+# %% ../nbs/run.ipynb #d1ee0563
 @contextmanager
 def hold_folder(
     out # Folder of a run
@@ -306,6 +304,7 @@ def _begin(data, out, resume):
     for o in _written: (out/f'{o}.tmp').unlink(missing_ok=True) # of a process that was killed as it wrote
     write_splits(data, out)
 
+# %% ../nbs/run.ipynb #a6279c53
 def has_begun(
     out # Folder of a run
 )->bool:
@@ -331,6 +330,7 @@ def read_metrics(
         if not file.exists() or sha256_of(file)!=sha256: raise ValueError(f"{file} is missing, damaged or was changed since {out/'metrics.json'} was written; {remedy}.")
     return res
 
+# %% ../nbs/run.ipynb #75a2daa7
 class _Splits(BaseModel):
     vocab:list
     splits:dict[str,dict[Literal['names','labels','crc'],list]]

@@ -1,5 +1,5 @@
 "Runs that are killed at random moments and begun again must end as uninterrupted ones do: `python tests/kills.py --kills 30`."
-import argparse, json, multiprocessing, os, random, signal, tempfile, time, warnings
+import argparse, multiprocessing, os, random, signal, tempfile, time, warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -13,7 +13,7 @@ fast = dict(arch='small_cnn', epochs=4, lr=5e-3, bs=16, size=None, augment='fast
 kinds = dict(plain={}, pool=dict(partners='pool', pool_mb=.01), progressive=dict(sampling='progressive', posthoc='logit_adjust'),
     difficulty=dict(sampling='difficulty', two_stage='retrain'), pretrain=dict(pretrain=3, sampling='flexible'), lr_find=dict(lr='find'))
 kinds = {k: dict(fast, **v) for k,v in kinds.items()}
-arms = {'plain': dict(alpha=0.), 'adjusted': dict(alpha=0., posthoc='logit_adjust'), 'mixed': dict(alpha=.2)}
+arms = dict(plain=dict(alpha=0.), adjusted=dict(alpha=0., posthoc='logit_adjust'), mixed=dict(alpha=.2))
 
 def images():
     "90 images of 3 classes that differ in their brightness, and test images"

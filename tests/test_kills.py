@@ -1,6 +1,5 @@
 "Runs and studies that are killed at random moments end as uninterrupted ones; the long form is `python tests/kills.py`."
-import random
-import pytest
+import pytest, random
 from kills import ends, kinds, killed, save_npz, whole
 
 @pytest.mark.parametrize('kind', [*kinds, 'folds', 'study'])

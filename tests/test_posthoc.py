@@ -126,7 +126,7 @@ def test_save_and_load(preds, tmp_path):
         assert np.array_equal(c.predict(p), d.predict(p)) and repr(c)==repr(d) and d.vocab==['a','b','c']
         with pytest.raises(ValueError, match='class order'): d.predict(p, ['b','a','c'])
     good = (tmp_path/'c.json').read_text()
-    for text,msg in ((good[:-20], 'cannot be read'), ('[]', 'cannot be read'), (good.replace('"c"', '"d"'), 'damaged or was changed'), (json.dumps(dict(kind='x')), 'damaged')):
+    for text,msg in ((good[:-20], 'cannot be read'), ('[]', 'cannot be read'), (good.replace('"c"', '"d"'), 'damaged or was changed'), (json.dumps(dict(kind='x')), 'does not hold')):
         (tmp_path/'x.json').write_text(text)
         with pytest.raises(ValueError, match=f'x.json.*{msg}'): load_correction(tmp_path/'x.json')
     for o in (dict(kind='x'), dict(kind='CutPoints'), dict(kind='CutPoints', cuts=[.5], more=1)):

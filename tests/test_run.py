@@ -1,5 +1,4 @@
 "Checkpoints, and runs that are resumed, chosen and measured."
-import json
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import cohen_kappa_score
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoaders, Learner, ValueMetric, load_learner, noop, nn, set_seed
