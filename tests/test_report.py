@@ -157,7 +157,7 @@ def _ends(t, right, groups, k, name, seed, n_boot=300):
     "Percentile interval of a metric of guesses that are right or one class off, without the rest of a report"
     guess = np.where(right, t, (t+1)%k)
     calc = R._Weighted(np.eye(k)[guess]*.8+.2/k, t, guess, 5)
-    return R._quantiles(np.concatenate([calc(w)[0][name] for w in R._resamples(t, groups, n_boot, seed)]), .95)
+    return R.percentile_ends(np.concatenate([calc(w)[0][name] for w in R._resamples(t, groups, n_boot, seed)]), .95)
 
 def test_stratified_intervals_cover():
     "Of 95 % intervals of balanced accuracy 92 to 96 % should cover, for 40 to 80 images a class; counts within z=4 of that"
