@@ -27,7 +27,7 @@ class StudyResults:
         recalls # Data frame with a row for each run, columns arm, seed, fold and `class_columns`: recall of each class
     ): store_attr()
 
-    def __repr__(self): return f"StudyResults of {len(self.runs)} runs of {len(self.arms)} arms: {', '.join(self.arms)}"
+    def __repr__(self): return in_terminal(f"StudyResults of {len(self.runs)} runs of {len(self.arms)} arms: {', '.join(self.arms)}")
     @property
     def arms(self): return list(self.meta['arms'])
 
@@ -52,16 +52,15 @@ class StudyResults:
         meta = read_json(out/'results.json')
         names = dict(runs=('arm',), pairs=('a','b','metric'), recalls=('arm',)) # other columns are numbers, also of classes called a or b
         runs,pairs,recalls = [read_table(out/f'{k}.csv', v) for k,v in names.items()]
-        summary = pd.read_csv(out/'summary.csv', header=[0,1], index_col=0, dtype=str, keep_default_na=False, encoding='utf-8')
+        summary = map_text(pd.read_csv(out/'summary.csv', header=[0,1], index_col=0, dtype=str, keep_default_na=False, encoding='utf-8'), from_sheet)
         recalls.columns = ['arm', 'seed', 'fold', *class_columns(meta['vocab'])] # as they are, also where pandas would rename them
         return cls(meta, runs, summary.replace('', np.nan).astype(float), pairs, recalls)
 
 def class_columns(
     vocab # Names of the classes
 )->list: # Names of columns
-    "Columns of the classes in a table of recalls: their names, and 'class NAME' for one that is called as another column is"
-    taken = {'arm', 'seed', 'fold'}
-    return [f'class {o}' if o in taken else o for o in vocab]
+    "Columns of the classes in a table of recalls: their names, and 'class NAME' for one that is called as another column is, or would be by this"
+    return [f'class {o}' if re.fullmatch('(class )*(arm|seed|fold)', o) else o for o in vocab]
 
 # %% ../nbs/tables.ipynb #05ad9fbb
 def _save_preds(file, preds):
@@ -204,9 +203,9 @@ def verdict(self:StudyResults,
     t = self.pairs[(self.pairs.b==ref) & (self.pairs.metric==k)]
     if 'p_holm' not in t or t.p_holm.isna().all(): return f"One run for each arm: the spread over seeds is not known, so no method can be called better than another in {k}."
     yes,best = t[t.p_holm<.05],t.p_min.min()
-    say = lambda o: f"{o.a} ({'+' if o['diff']>0 else ''}{_fmt(k, o['diff'])[0]})"
-    res = f"{k}, against {ref}, sign-flip test over {t.runs.min()} runs, Holm's correction for {len(t)} arms, level .05: "
-    if len(t)*best>=.05: return res + f"with so few runs the smallest p is {best:.2g}, or {min(1, len(t)*best):.2g} corrected, so this test can tell no arm from {ref}."
+    say = lambda o: f"{in_terminal(o.a)} ({'+' if o['diff']>0 else ''}{_fmt(k, o['diff'])[0]})"
+    res = f"{k}, against {in_terminal(ref)}, sign-flip test over {t.runs.min()} runs, Holm's correction for {len(t)} arms, level .05: "
+    if len(t)*best>=.05: return res + f"with so few runs the smallest p is {best:.2g}, or {min(1, len(t)*best):.2g} corrected, so this test can tell no arm from {in_terminal(ref)}."
     res += f"different are {', '.join(say(o) for _,o in yes.iterrows())}; " if len(yes) else "no arm is different; "
     no = t[~(t.p_holm<.05)]
     return res + (f"not told apart are {', '.join(say(o) for _,o in no.iterrows())}." if len(no) else "all are told apart.")
