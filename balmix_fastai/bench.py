@@ -318,6 +318,7 @@ def _made_up_study(arms, seeds, n, k=3):
         table=['mcc'], paper={}, centre='mean', arms=dict.fromkeys(names, {}), label_mass={}, missing=0)
     return meta,runs,{0: dict(names=np.arange(n), targs=y[:n], probs=p.reshape(len(runs), n, k))}
 
+# %% ../nbs/bench.ipynb #d8392b2b
 def bench_study(
     arms:tuple=(10,40), # Numbers of arms
     seeds:int=5, # Seeds of each arm

@@ -65,6 +65,7 @@ def _both(t, k):
     n = np.bincount(t, minlength=k)
     return np.flatnonzero((n>0) & (n<len(t)))
 
+# %% ../nbs/metrics.ipynb #c9c556f4
 def _rank(every, own):
     "AUROC and average precision of the scores of the own items among those of every item"
     every,own,n = np.sort(every),np.sort(own),len(own)

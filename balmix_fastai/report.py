@@ -279,6 +279,7 @@ def _resample(self:ImbalanceReport, names):
     runs = [calc(w) for w in _resamples(self.targs, self.groups, self.n_boot, self.seed)]
     return tuple({k: np.concatenate([r[i][k] for r in runs]) for k in runs[0][i]} for i in (0, 1))
 
+# %% ../nbs/report.ipynb #584e7bdc
 @patch
 def _metrics(self:ImbalanceReport, val):
     "Set `metrics`: the values `val` and their intervals"
@@ -558,6 +559,7 @@ def sign_flip(
     p,p_min = _sign_flips(_diffs(diffs)[:,None], n_flips, seed)
     return float(p[0]), p_min
 
+# %% ../nbs/report.ipynb #9883188f
 def _sign_flips(d, n_flips=100_000, seed=0):
     "Test each column of `d`, shape (n,C): p values, shape (C,), and the smallest one possible"
     n,reach = len(d),abs(d.sum(0))-1e-12*abs(d).sum(0) # sums that differ by rounding only are equal
@@ -738,6 +740,7 @@ def _figures(d, level, share):
     if share is not None: res.update(zip(('nb_low','nb_high','nb_p'), _t_test(d, share.mean() if n else 0, level)))
     return pd.DataFrame(res)
 
+# %% ../nbs/report.ipynb #e5c11063
 def _compare_pairs(a, b, n_train, n_test, title):
     for j,(x,y) in enumerate(zip(a, b)):
         _check_like(x, y, f'a[{j}] and b[{j}]')

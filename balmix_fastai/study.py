@@ -154,7 +154,8 @@ class _Loader(yaml.SafeLoader):
             lines[k.value] = k.start_mark.line+1
         self.flatten_mapping(node) # what << takes over
         named = {'reference','title'} # as the keys that they name, text as it is written
-        res = Keyed({k.value: v.value or None if k.value in named and isinstance(v, yaml.ScalarNode) else self.construct_object(v, deep=True) for k,v in node.value})
+        def text(k, v): return k.value in named and isinstance(v, yaml.ScalarNode) and v.value # an arm of this name can be empty
+        res = Keyed({k.value: text(k, v) or self.construct_object(v, deep=True) for k,v in node.value})
         res.lines = {k: lines.get(k, node.start_mark.line+1) for k in res}
         return res
 

@@ -1,7 +1,8 @@
 "The benchmark's arithmetic, and that every part of it runs at a small size. No test looks at how fast anything is."
 import json, pytest
 from PIL import Image
-from balmix_fastai.bench import BenchResults, bench_study, make_jpegs, ratio, report_memory, take_turns
+from balmix_fastai import bench
+from balmix_fastai.bench import BenchResults, make_jpegs, ratio, report_memory, take_turns
 from balmix_fastai.cli import CliError, balmix_bench
 
 def test_turns_alternate_and_ratios_are_of_turns():
@@ -43,7 +44,7 @@ def test_all_of_it_runs(tmp_path):
     assert json.loads((tmp_path/'b'/'bench.json').read_text())['meta']['GPU']
 
 def test_growth_is_measured_over_sizes():
-    t = bench_study((2,4,3), seeds=2, n=20, rounds=2)
+    t = bench.bench_study((2,4,3), seeds=2, n=20, rounds=2)
     assert list(t.columns)==['2 arms','4 arms','3 arms'] and len(t)==2 and (t>0).all(axis=None)
     m = report_memory(300, 50)
     assert m['probs']==8*300*50 and m['report']>m['probs'], 'a report keeps its probabilities'

@@ -2,7 +2,8 @@
 import csv, html, json, os, random, re, subprocess, sys, warnings
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
-from balmix_fastai.output import as_text, check_folder, from_sheet, in_figure, in_markdown, in_sheet, in_terminal, map_text, read_predictions, read_table, save_picture, write_table, write_whole
+from balmix_fastai.output import as_text, check_folder, from_sheet, in_figure, in_markdown, in_terminal, map_text
+from balmix_fastai.output import read_predictions, read_table, save_picture, write_table, write_whole
 from balmix_fastai.report import ImbalanceReport, compare, terminal_table
 from balmix_fastai.tables import analyse, StudyResults
 
@@ -184,7 +185,7 @@ def test_tables_without_such_names_are_as_pandas_writes_them(tmp_path):
     assert (tmp_path/'t.csv').read_text(encoding='utf-8')==df.to_csv(index=False)
 
 def test_text_alone_is_changed():
-    df = pd.DataFrame({'a': ['x',None,'y'], 'n': [1,2,3], 'f': [.1,np.nan,.3]}, index=pd.Index(['i','j','i'], name='k'))
+    df = pd.DataFrame(dict(a=['x',None,'y'], n=[1,2,3], f=[.1,np.nan,.3]), index=pd.Index(['i','j','i'], name='k'))
     res = map_text(df, str.upper)
     assert list(res)==['A','N','F'] and res.index.tolist()==['I','J','I'] and res.index.name=='K' and res.A.tolist()[::2]==['X','Y'] and pd.isna(res.A.iloc[1])
     assert res.N.tolist()==[1,2,3] and res.N.dtype==df.n.dtype and res.F.dtype==float and df.a.iloc[0]=='x'
@@ -196,7 +197,8 @@ def test_no_name_steers_the_terminal(name):
     "Reports, comparisons, studies and tables; each name is on one line"
     a,b = report(name),report('plain')
     a.vocab = b.vocab
-    shown = [repr(report(name)), repr(compare(a, b)), terminal_table(pd.DataFrame({name: [name]}, index=pd.Index([name], name=name))), report(name)._repr_html_(), report(name).to_markdown()]
+    table = pd.DataFrame({name: [name]}, index=pd.Index([name], name=name))
+    shown = [repr(report(name)), repr(compare(a, b)), terminal_table(table), report(name)._repr_html_(), report(name).to_markdown()]
     for o in shown: assert not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u2028-\u202e\u2066-\u2069\ufeff]', o)
     assert len(shown[0].splitlines())==len(repr(report('plain')).splitlines()) and in_terminal(name).isprintable()
     assert in_terminal(in_terminal(name))==in_terminal(name)
