@@ -36,7 +36,7 @@ def test_names_of_arms_do_not_steer_the_terminal(digits, tmp_path, capsys):
     study = Study(digits, odd, fast)
     with pytest.raises(ValueError) as e: Study(digits, odd, fast, reference='x')
     with pytest.raises(ValueError) as f: pick_arms('x', odd)
-    for o in (repr(study), str(e.value), str(f.value)): assert o.isprintable() and all(a in o for a in (r'\x1b[31mred', r'two\nlines', r'\u202eabc'))
+    for o in (repr(study).splitlines()[0], str(e.value), str(f.value)): assert o.isprintable() and all(a in o for a in (r'\x1b[31mred', r'two\nlines', r'\u202eabc'))
     study = Study(digits, {'two\nlines': {}}, fast, seeds=1)
     assert not study.run(tmp_path)
     assert capsys.readouterr().out.startswith(r'two\nlines, seed 0, fold 0: done')
