@@ -6,7 +6,8 @@ Docs: https://balmix.github.io/balmix_fastai/bench.html.md"""
 
 # %% auto #0
 __all__ = ['benches', 'take_turns', 'ratio', 'make_jpegs', 'bench_loader', 'bench_network', 'bench_batches', 'bench_step',
-           'bench_draw', 'bench_start', 'bench_memory', 'peak_of', 'BenchResults', 'run_benches']
+           'bench_draw', 'bench_start', 'bench_memory', 'peak_of', 'bench_study', 'bench_report', 'report_memory',
+           'BenchResults', 'run_benches']
 
 # %% ../nbs/bench.ipynb #85078c9e
 import fastai, gc, json, platform, subprocess, time, torchvision, tracemalloc
@@ -21,8 +22,9 @@ from .sampling import *
 from .data import *
 from .mixup import *
 from .output import *
-from .report import markdown_table
+from .report import ImbalanceReport, markdown_table
 from .run import _quiet
+from .tables import analyse
 
 # %% ../nbs/bench.ipynb #544a525f
 def take_turns(
@@ -298,6 +300,56 @@ def peak_of(
         f"ClassSampler(y, seed=0).draw({n}); print(*[o.split()[1] for o in open('/proc/self/status') if o.startswith('VmHWM')])"
     return int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)/2**20
 
+# %% ../nbs/bench.ipynb #cbb8fcce
+def _made_up(n, k):
+    "Probabilities (N,K) and class ids (N,)"
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, k, n)
+    p = rng.random((n,k))
+    p[np.arange(n),y] *= 3
+    return p/p.sum(1, keepdims=True),y
+
+def _made_up_study(arms, seeds, n, k=3):
+    "Arguments of `analyse`"
+    names = [f'arm {i}' for i in range(arms)]
+    runs = pd.DataFrame([dict(arm=a, seed=s, fold=0) for a in names for s in range(seeds)])
+    p,y = _made_up(n*len(runs), k)
+    meta = dict(title='', vocab=[f'class {i}' for i in range(k)], ordinal=False, split='test', counts=[[300,60,10]], n=[n], reference=names[0],
+        table=['mcc'], paper={}, centre='mean', arms=dict.fromkeys(names, {}), label_mass={}, missing=0)
+    return meta,runs,{0: dict(names=np.arange(n), targs=y[:n], probs=p.reshape(len(runs), n, k))}
+
+# %% ../nbs/bench.ipynb #d8392b2b
+def bench_study(
+    arms:tuple=(10,40), # Numbers of arms
+    seeds:int=5, # Seeds of each arm
+    n:int=100, # Test images
+    rounds:int=5 # Turns
+)->pd.DataFrame: # Seconds, a column for each number of arms
+    "Tables of a study of three classes, without resampling"
+    studies = {f'{a} arms': _made_up_study(a, seeds, n) for a in arms}
+    return take_turns({k: (lambda o=o: analyse(*o, n_boot=0) and None) for k,o in studies.items()}, rounds)
+
+def bench_report(
+    sizes:tuple=(1000,10000), # Numbers of predictions
+    k:int=1000, # Classes
+    rounds:int=3 # Turns
+)->pd.DataFrame: # Seconds, a column for each size
+    "Reports without resampling"
+    preds = {f'{n:,} predictions': _made_up(n, k) for n in sizes}
+    return take_turns({o: (lambda v=v: ImbalanceReport(*v, n_boot=0) and None) for o,v in preds.items()}, rounds)
+
+def report_memory(
+    n:int=10**4, # Predictions
+    k:int=1000 # Classes
+)->dict: # Bytes of the probabilities (float64), and peak bytes beyond them
+    "Peak memory of a report without resampling"
+    p,y = _made_up(n, k)
+    tracemalloc.start()
+    ImbalanceReport(p, y, n_boot=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return dict(probs=p.nbytes, report=peak)
+
 # %% ../nbs/bench.ipynb #061f9e43
 def _row(what, times, a, b, goal, up=False):
     return dict(what=what, ours=a, against=b, goal=goal, more_is_better=up, **(ratio(times, b, a) if up else ratio(times, a, b)))
@@ -348,7 +400,17 @@ def _memory_rows(quick, rounds):
     if quick: return res
     return res+[dict(what='peak memory of a process, 100,000,000 items', ours='ClassSampler, all', against='GiB', ratio=peak_of(10**8), goal=4.)]
 
-benches = dict(loader=_loader_rows, network=_network_rows, batches=_batch_rows, step=_step_rows, draw=_draw_rows, start=_start_rows, memory=_memory_rows)
+def _growth_rows(quick, rounds):
+    few,many = (3,6) if quick else (10,40)
+    res = [_row(f'tables of a study of {many} arms', bench_study((few,many), rounds=rounds), f'{many} arms', f'{few} arms', 2.*many/few)]
+    n,k = (500,20) if quick else (1000,1000)
+    t = bench_report((n,10*n), k, min(rounds, 3))
+    res.append(_row(f'report of {10*n:,} predictions of {k:,} classes', t, f'{10*n:,} predictions', f'{n:,} predictions', 15.))
+    m = report_memory(10*n, k)
+    return res+[dict(what='peak memory of that report', ours='report', against='its probabilities', ratio=m['report']/m['probs'], goal=4.)]
+
+benches = dict(loader=_loader_rows, network=_network_rows, batches=_batch_rows, step=_step_rows, draw=_draw_rows, start=_start_rows, memory=_memory_rows,
+    growth=_growth_rows)
 
 # %% ../nbs/bench.ipynb #47b8e9e9
 class BenchResults:
@@ -418,7 +480,7 @@ def _machine():
     return dict(CPU=f'{cpu}, {cores} cores', GPU=torch.cuda.get_device_name() if torch.cuda.is_available() else 'none', versions=', '.join(f'{k} {v}' for k,v in versions.items()))
 
 def run_benches(
-    only:list|None=None, # Names of benchmarks, of loader, network, batches, step, draw, start and memory; `None` runs all
+    only:list|None=None, # Names of benchmarks, of loader, network, batches, step, draw, start, memory and growth; `None` runs all
     rounds:int=5, # Turns
     quick:bool=False # Sizes that show that it works, and nothing else?
 )->BenchResults:

@@ -46,7 +46,7 @@ class Study:
         _check_kinds(arms, protocol, seeds, folds, valid_pct, table, paper)
         self.data,self.paper,self.centre,self.title = data,paper or {},centre,str(title)
         self.arms = {as_text(k): dict(alpha=0.) | dict(protocol or {}) | dict(o or {}) for k,o in arms.items()}
-        if len(self.arms)<len(arms): raise ValueError(f"arms: two names read alike, of {', '.join(map(str, arms))}; name one of them otherwise.")
+        if len(self.arms)<len(arms): raise ValueError(f"arms: two names read alike, of {in_terminal(', '.join(map(str, arms)))}; name one of them otherwise.")
         self.reference = first(self.arms) if reference is None else as_text(reference)
         self.seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
         self.table = list(table or (['quadratic_kappa','mcc','kendall_tau'] if data.ordinal else ['mcc','balanced_accuracy','macro_f1']))
@@ -60,7 +60,7 @@ class Study:
         "All runs, those with the first seed first"
         return [Run(a, s, f) for s in self.seeds for f in range(len(self.sets)) for a in self.arms]
 
-    def __repr__(self): return f"Study of {len(self.arms)} arms ({', '.join(self.arms)}), {len(self.seeds)} seeds, {len(self.sets)} division(s) of an {self.data}"
+    def __repr__(self): return f"Study of {len(self.arms)} arms ({in_terminal(', '.join(self.arms))}), {len(self.seeds)} seeds, {len(self.sets)} division(s) of an {self.data}"
 
 # %% ../nbs/study.ipynb #2e2e02f4
 def _is_whole(o): return isinstance(o, int) and not isinstance(o, bool)
@@ -85,7 +85,7 @@ def _check_kinds(arms, protocol, seeds, folds, valid_pct, table, paper):
 def _check(self:Study):
     if not self.arms: raise ValueError("arms is empty; name at least one.")
     if not self.seeds or min(self.seeds)<0 or len(set(self.seeds))<len(self.seeds): raise ValueError(f"seeds={self.seeds} must be one or more different numbers, 0 or greater.")
-    if self.reference not in self.arms: raise ValueError(f"reference={self.reference!r} is not an arm; arms are {', '.join(self.arms)}.")
+    if self.reference not in self.arms: raise ValueError(f"reference={self.reference!r} is not an arm; arms are {in_terminal(', '.join(self.arms))}.")
     if self.centre not in ('mean','median'): raise ValueError(f"centre={self.centre!r} must be mean or median.")
     slugs = Counter(map(_slug, self.arms))
     for a in self.arms:
@@ -121,7 +121,7 @@ def _check_table(self:Study):
     for net,rows in self.paper.items():
         for a,o in rows.items():
             if not isinstance(o, (list,tuple)) or len(o)!=len(self.table):
-                raise ValueError(f"paper: {net}, {a} has {o!r}; give a list of {len(self.table)} numbers, one for each metric of the table.")
+                raise ValueError(f"paper: {in_terminal(f'{net}, {a}')} has {o!r}; give a list of {len(self.table)} numbers, one for each metric of the table.")
 
 # %% ../nbs/study.ipynb #9cddf4f5
 @patch
@@ -155,7 +155,8 @@ class _Loader(yaml.SafeLoader):
             lines[k.value] = k.start_mark.line+1
         self.flatten_mapping(node) # what << takes over
         named = {'reference','title'} # as the keys that they name, text as it is written
-        res = Keyed({k.value: v.value if k.value in named and isinstance(v, yaml.ScalarNode) else self.construct_object(v, deep=True) for k,v in node.value})
+        def text(k, v): return k.value in named and isinstance(v, yaml.ScalarNode) and v.value # an arm of this name can be empty
+        res = Keyed({k.value: text(k, v) or self.construct_object(v, deep=True) for k,v in node.value})
         res.lines = {k: lines.get(k, node.start_mark.line+1) for k in res}
         return res
 
@@ -233,7 +234,7 @@ def pick_arms(
         longest = len(words) if isinstance(arms, str) else 1
         n = next((n for n in range(longest, 0, -1) if _plain(','.join(words[:n])) in plain), 0)
         if n: res.append(plain[_plain(','.join(words[:n]))])
-        elif words[0].strip(): raise ValueError(f"arms: {words[0].strip()!r} is not an arm of {source}; arms are {', '.join(names)}.")
+        elif words[0].strip(): raise ValueError(f"arms: {words[0].strip()!r} is not an arm of {source}; arms are {in_terminal(', '.join(names))}.")
         words = words[n or 1:]
     return list(dict.fromkeys(res))
 
@@ -462,7 +463,7 @@ def run(self:Study,
         if kind=='failed': failed[run] = why
         if kind in ('done','failed') and progress and not bar:
             left = sum(not (self._dir(out, r)/'metrics.json').exists() for r in self.runs)
-            print(f"{run.arm}, seed {run.seed}, fold {run.fold}: {failed.get(run, 'done')} ({left} of {len(self.runs)} runs left, {time.time()-start:.0f} s)", flush=True)
+            print(f"{in_terminal(run.arm)}, seed {run.seed}, fold {run.fold}: {in_terminal(failed.get(run, 'done'))} ({left} of {len(self.runs)} runs left, {time.time()-start:.0f} s)", flush=True)
     return failed
 
 # %% ../nbs/study.ipynb #dc2b5ea7

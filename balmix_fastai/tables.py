@@ -27,7 +27,7 @@ class StudyResults:
         recalls # Data frame with a row for each run, columns arm, seed, fold and `class_columns`: recall of each class
     ): store_attr()
 
-    def __repr__(self): return f"StudyResults of {len(self.runs)} runs of {len(self.arms)} arms: {', '.join(self.arms)}"
+    def __repr__(self): return in_terminal(f"StudyResults of {len(self.runs)} runs of {len(self.arms)} arms: {', '.join(self.arms)}")
     @property
     def arms(self): return list(self.meta['arms'])
 
@@ -52,16 +52,15 @@ class StudyResults:
         meta = read_json(out/'results.json')
         names = dict(runs=('arm',), pairs=('a','b','metric'), recalls=('arm',)) # other columns are numbers, also of classes called a or b
         runs,pairs,recalls = [read_table(out/f'{k}.csv', v) for k,v in names.items()]
-        summary = pd.read_csv(out/'summary.csv', header=[0,1], index_col=0, dtype=str, keep_default_na=False, encoding='utf-8')
+        summary = map_text(pd.read_csv(out/'summary.csv', header=[0,1], index_col=0, dtype=str, keep_default_na=False, encoding='utf-8'), from_sheet)
         recalls.columns = ['arm', 'seed', 'fold', *class_columns(meta['vocab'])] # as they are, also where pandas would rename them
         return cls(meta, runs, summary.replace('', np.nan).astype(float), pairs, recalls)
 
 def class_columns(
     vocab # Names of the classes
 )->list: # Names of columns
-    "Columns of the classes in a table of recalls: their names, and 'class NAME' for one that is called as another column is"
-    taken = {'arm', 'seed', 'fold'}
-    return [f'class {o}' if o in taken else o for o in vocab]
+    "Columns of the classes in a table of recalls: their names, and 'class NAME' for one that is called as another column is, or would be by this"
+    return [f'class {o}' if re.fullmatch('(class )*(arm|seed|fold)', o) else o for o in vocab]
 
 # %% ../nbs/tables.ipynb #05ad9fbb
 def _save_preds(file, preds):
@@ -99,25 +98,41 @@ def _summary(runs, reports, metrics):
     return res.rename_axis('arm')
 
 # %% ../nbs/tables.ipynb #21b650d7
-def _pairs(meta, runs, reports):
+def _pairs(meta, runs, reports, metrics):
     "Every pair of arms, those with the reference first, on the runs that both have"
-    of,res = {(r.arm, r.seed, r.fold): o for r,o in zip(runs.itertuples(), reports)},[]
-    arms,ref = list(dict.fromkeys(runs.arm)),meta['reference']
-    rest = [a for a in arms if a!=ref]
-    todo = [(a, ref) for a in rest if ref in arms] + [(b, a) for i,a in enumerate(rest) for b in rest[i+1:]]
-    for a,b in todo:
-        keys = [k[1:] for k in of if k[0]==a and (b, *k[1:]) in of]
-        if not keys: continue
-        l,r = [of[a, *k] for k in keys],[of[b, *k] for k in keys]
-        n = {} if len(meta['n'])==1 else dict(n_train=[sum(meta['counts'][f]) for _,f in keys], n_test=[meta['n'][f] for _,f in keys])
-        t = compare(l, r, **n).table if len(keys)>1 else compare(l[0], r[0]).table
-        res.append(t.drop(columns=['a','b']).rename_axis('metric').reset_index().assign(a=a, b=b, runs=len(keys)))
-    if not res: return pd.DataFrame(columns=['a','b','metric'])
-    res = pd.concat(res, ignore_index=True)
+    of = {}
+    for i,r in enumerate(runs.itertuples()): of.setdefault(r.arm, {})[r.seed,r.fold] = i
+    ref = meta['reference']
+    rest = [a for a in of if a!=ref]
+    todo = [(a, ref) for a in rest if ref in of] + [(b, a) for i,a in enumerate(rest) for b in rest[i+1:]]
+    alike = {}
+    for i,(a,b) in enumerate(todo):
+        if keys := tuple(k for k in of[a] if k in of[b]): alike.setdefault(keys, []).append(i)
+    if not alike: return pd.DataFrame(columns=['a','b','metric'])
+    parts = []
+    for keys,which in alike.items():
+        at = {o: [of[o][k] for k in keys] for o in {o for i in which for o in todo[i]}}
+        t = _differences(meta, runs, reports, metrics, [f for _,f in keys], [[at[o] for o in todo[i]] for i in which])
+        ends = np.repeat(np.array([todo[i] for i in which], dtype=object), len(metrics), axis=0)
+        t = pd.DataFrame(dict(a=ends[:,0], b=ends[:,1], metric=np.tile(np.array(metrics, dtype=object), len(which)), runs=len(keys))).join(t)
+        parts.append(t.set_index(np.repeat(which, len(metrics))))
+    res = pd.concat(parts).sort_index(kind='stable').reset_index(drop=True)
     res['p_holm'] = np.nan
     if 'p' in res:
         for _,i in res[(res.b==ref) & res.p.notna()].groupby('metric').groups.items(): res.loc[i, 'p_holm'] = holm(res.p[i])
-    return res[['a','b','metric','runs', *[k for k in res if k not in ('a','b','metric','runs')]]]
+    return res
+
+def _differences(meta, runs, reports, metrics, folds, pairs):
+    "Differences of pairs of lists of runs, the n-th run of one on the items of the n-th of the other; a row for each pair and metric"
+    vals = runs[metrics].values
+    d = np.stack([vals[a]-vals[b] for a,b in pairs], 1).reshape(len(folds), -1)
+    n = {} if len(meta['n'])==1 else dict(n_train=[sum(meta['counts'][f]) for f in folds], n_test=[meta['n'][f] for f in folds])
+    res = paired_figures(d, **n) if len(folds)>1 else pd.DataFrame(dict(diff=d[0]))
+    if len(set(folds))>1 or len(folds)>1 and not reports[0].n_boot: return res
+    none = np.full(reports[0].n_boot, np.nan)
+    boot = {o: np.mean([[reports[i].boot.get(k, none) for k in metrics] for i in o], 0).T for o in {tuple(o) for pair in pairs for o in pair}}
+    ends = [percentile_ends(boot[tuple(a)]-boot[tuple(b)]) for a,b in pairs]
+    return res.assign(low=np.concatenate([o[0] for o in ends]), high=np.concatenate([o[1] for o in ends]))
 
 # %% ../nbs/tables.ipynb #92e79d96
 def analyse(
@@ -128,12 +143,12 @@ def analyse(
 )->StudyResults:
     "All tables of a study from its predictions"
     reports = _reports(meta, runs, preds, n_boot)
-    metrics = list(reports[0].metrics.index)
-    vals = pd.DataFrame([r.metrics.value[metrics].values for r in reports], columns=metrics)
+    metrics = list(dict.fromkeys(k for r in reports for k in r.metrics.index)) # a fold may lack those of a group of classes
+    vals = pd.DataFrame([r.metrics.value for r in reports], columns=metrics).reset_index(drop=True)
     key = runs[['arm','seed','fold']].reset_index(drop=True)
     full = pd.concat([key, vals, runs.drop(columns=key.columns).reset_index(drop=True)], axis=1)
     recalls = pd.concat([key, pd.DataFrame([r.per_class.recall.values for r in reports], columns=class_columns(meta['vocab']))], axis=1)
-    return StudyResults(meta, full, _summary(full, reports, metrics), _pairs(meta, full, reports), recalls)
+    return StudyResults(meta, full, _summary(full, reports, metrics), _pairs(meta, full, reports, metrics), recalls)
 
 def recompute(
     out, # Folder with results.json, runs.csv and predictions.npz
@@ -188,9 +203,9 @@ def verdict(self:StudyResults,
     t = self.pairs[(self.pairs.b==ref) & (self.pairs.metric==k)]
     if 'p_holm' not in t or t.p_holm.isna().all(): return f"One run for each arm: the spread over seeds is not known, so no method can be called better than another in {k}."
     yes,best = t[t.p_holm<.05],t.p_min.min()
-    say = lambda o: f"{o.a} ({'+' if o['diff']>0 else ''}{_fmt(k, o['diff'])[0]})"
-    res = f"{k}, against {ref}, sign-flip test over {t.runs.min()} runs, Holm's correction for {len(t)} arms, level .05: "
-    if len(t)*best>=.05: return res + f"with so few runs the smallest p is {best:.2g}, or {min(1, len(t)*best):.2g} corrected, so this test can tell no arm from {ref}."
+    say = lambda o: f"{in_terminal(o.a)} ({'+' if o['diff']>0 else ''}{_fmt(k, o['diff'])[0]})"
+    res = f"{k}, against {in_terminal(ref)}, sign-flip test over {t.runs.min()} runs, Holm's correction for {len(t)} arms, level .05: "
+    if len(t)*best>=.05: return res + f"with so few runs the smallest p is {best:.2g}, or {min(1, len(t)*best):.2g} corrected, so this test can tell no arm from {in_terminal(ref)}."
     res += f"different are {', '.join(say(o) for _,o in yes.iterrows())}; " if len(yes) else "no arm is different; "
     no = t[~(t.p_holm<.05)]
     return res + (f"not told apart are {', '.join(say(o) for _,o in no.iterrows())}." if len(no) else "all are told apart.")

@@ -1,7 +1,8 @@
 "The benchmark's arithmetic, and that every part of it runs at a small size. No test looks at how fast anything is."
 import json, pytest
 from PIL import Image
-from balmix_fastai.bench import BenchResults, make_jpegs, ratio, take_turns
+from balmix_fastai import bench
+from balmix_fastai.bench import BenchResults, make_jpegs, ratio, report_memory, take_turns
 from balmix_fastai.cli import CliError, balmix_bench
 
 def test_turns_alternate_and_ratios_are_of_turns():
@@ -36,11 +37,17 @@ def test_pictures_are_long_tailed_and_as_large_as_photographs(tmp_path):
 def test_all_of_it_runs(tmp_path):
     res = balmix_bench(out=str(tmp_path/'b'), rounds=1, quick=True)
     whats = set(res.rows.what)
-    for o in ('waits for its loader', 'the same', 'own time in a step', 'drawing', 'first batch', 'peak memory'): assert any(o in w for w in whats), o
+    for o in ('waits for its loader', 'the same', 'own time in a step', 'drawing', 'first batch', 'peak memory', 'tables of a study of', 'report of 5,000 predictions'): assert any(o in w for w in whats), o
     assert (res.rows.ratio>0).all() and {o.name for o in (tmp_path/'b').iterdir()}=={'bench.json','bench.md','bench.png'}
     again = BenchResults.load(tmp_path/'b')
     assert again.to_markdown()==res.to_markdown()==(tmp_path/'b'/'bench.md').read_text()
     assert json.loads((tmp_path/'b'/'bench.json').read_text())['meta']['GPU']
+
+def test_growth_is_measured_over_sizes():
+    t = bench.bench_study((2,4,3), seeds=2, n=20, rounds=2)
+    assert list(t.columns)==['2 arms','4 arms','3 arms'] and len(t)==2 and (t>0).all(axis=None)
+    m = report_memory(300, 50)
+    assert m['probs']==8*300*50 and m['report']>m['probs'], 'a report keeps its probabilities'
 
 def test_bad_options(tmp_path):
     with pytest.raises(CliError, match='choose from loader'): balmix_bench(out=str(tmp_path), only='speed')

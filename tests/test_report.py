@@ -10,8 +10,9 @@ from fastai.torch_core import set_seed
 from fastai.vision.augment import aug_transforms
 from balmix_fastai import report as R
 from balmix_fastai.datasets import digits_lt
+from balmix_fastai.bench import report_memory
 from balmix_fastai.metrics import ShotAccuracy, brier, classwise_ece, ece, imbalance_metrics, macro_auprc, nll
-from balmix_fastai.report import ImbalanceReport, compare, holm, mcnemar_exact, nadeau_bengio, sign_flip, wilson
+from balmix_fastai.report import ImbalanceReport, compare, holm, mcnemar_exact, nadeau_bengio, paired_figures, sign_flip, wilson
 
 def _data(seed, n=120, k=4, absent=(), ties=False, skill=1.5):
     "Probabilities with some skill, or with none and few values, and targets without the classes `absent`"
@@ -157,7 +158,7 @@ def _ends(t, right, groups, k, name, seed, n_boot=300):
     "Percentile interval of a metric of guesses that are right or one class off, without the rest of a report"
     guess = np.where(right, t, (t+1)%k)
     calc = R._Weighted(np.eye(k)[guess]*.8+.2/k, t, guess, 5)
-    return R._quantiles(np.concatenate([calc(w)[0][name] for w in R._resamples(t, groups, n_boot, seed)]), .95)
+    return R.percentile_ends(np.concatenate([calc(w)[0][name] for w in R._resamples(t, groups, n_boot, seed)]), .95)
 
 def test_stratified_intervals_cover():
     "Of 95 % intervals of balanced accuracy 92 to 96 % should cover, for 40 to 80 images a class; counts within z=4 of that"
@@ -257,6 +258,38 @@ def test_sign_flip_of_many_pairs():
     assert sign_flip(np.ones(40), n_flips=999)==(1/1000, 1/1000)
     for bad in ([], [np.nan, 1], [[1,2]]):
         with pytest.raises(ValueError, match='finite numbers'): sign_flip(bad)
+
+@pytest.mark.parametrize('n', [2, 3, 8, 13])
+def test_sign_flip_tries_all_signs(n):
+    "One by one, of rounded differences with many equal sums"
+    d = np.random.default_rng(n).normal(.3, 1, n).round(1)
+    sums = np.array([d@s for s in np.stack(np.meshgrid(*[[1,-1]]*n), -1).reshape(-1, n)])
+    assert sign_flip(d)[0]==(abs(sums)>=abs(d.sum())-1e-9).mean()
+
+def test_figures_of_many_columns_are_those_of_each():
+    "Columns with undefined differences in other places, with one, and with none"
+    d = np.random.default_rng(0).normal(.2, 1, (6,40))
+    d[np.random.default_rng(1).random(d.shape)<.2] = np.nan
+    d[:,0],d[1:,1],d[:,2] = np.nan,np.nan,0
+    d[0,1] = .5
+    tr,te = np.arange(6)*10+100,np.arange(6)+20
+    res = paired_figures(d, .9, tr, te)
+    assert res.index.tolist()==list(range(40)) and list(res)==['diff','sd','pairs','p','p_min','t_low','t_high','nb_low','nb_high','nb_p']
+    for j,r in res.iterrows():
+        ok = ~np.isnan(d[:,j])
+        assert r.pairs==ok.sum()
+        if ok.any(): assert (r.p, r.p_min)==pytest.approx(sign_flip(d[ok,j])) and r['diff']==pytest.approx(d[ok,j].mean(), abs=1e-15)
+        else: assert r.drop('pairs').isna().all()
+        if ok.sum()<2: assert r[['sd','t_low','nb_low','nb_p']].isna().all()
+        else:
+            assert (r.nb_low, r.nb_high, r.nb_p)==pytest.approx(nadeau_bengio(d[ok,j], tr[ok], te[ok], .9))
+            if d[ok,j].any(): assert (r.t_low, r.t_high)==pytest.approx(scs.ttest_1samp(d[ok,j], 0).confidence_interval(.9))
+    many = np.random.default_rng(2).normal(.3, 1, (23,130))
+    assert paired_figures(many).p.tolist()==[sign_flip(o)[0] for o in many.T]
+
+def test_memory_of_a_report_is_a_few_times_that_of_its_probabilities():
+    m = report_memory(3000, 200)
+    assert m['report']<5*m['probs']
 
 def test_nadeau_bengio():
     d = np.random.default_rng(0).normal(.1, .3, 10)

@@ -6,7 +6,7 @@ from filelock import FileLock
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
 from balmix_fastai.output import read_predictions
-from balmix_fastai.study import Run, Study, pick_arms, read_study, studies
+from balmix_fastai.study import Run, Study, pick_arms, read_study, read_yaml, studies
 from balmix_fastai.tables import StudyResults, recompute
 
 fast = dict(arch='small_cnn', epochs=1, lr=5e-3, size=None, augment='none', tta='none')
@@ -30,6 +30,21 @@ def predictions(out): return {o.parent.name: pd.read_csv(o) for o in sorted(out.
     (dict(protocol=dict(fast, metric='quadratic_kappa')), 'quadratic_kappa')])
 def test_refuses(digits, kw, says):
     with pytest.raises(ValueError, match=says): Study(digits, **{**dict(arms=arms, protocol=fast), **kw})
+
+def test_names_of_arms_do_not_steer_the_terminal(digits, tmp_path, capsys):
+    "What is printed of a study, and its errors, are each on one line"
+    odd = {'\x1b[31mred': {}, 'two\nlines': dict(alpha=.2), '\u202eabc': {}}
+    study = Study(digits, odd, fast)
+    with pytest.raises(ValueError) as e: Study(digits, odd, fast, reference='x')
+    with pytest.raises(ValueError) as f: pick_arms('x', odd)
+    for o in (repr(study).splitlines()[0], str(e.value), str(f.value)): assert o.isprintable() and all(a in o for a in (r'\x1b[31mred', r'two\nlines', r'\u202eabc'))
+    study = Study(digits, {'two\nlines': {}}, fast, seeds=1)
+    assert not study.run(tmp_path)
+    assert capsys.readouterr().out.startswith(r'two\nlines, seed 0, fold 0: done')
+
+def test_an_arm_called_as_a_key_of_the_study_is():
+    spec = read_yaml('arms:\n  title:\n  reference: {alpha: .2}\n  arms: {}\ntitle: 01\nreference: null', 'x.yml')
+    assert spec==dict(arms=dict(title=None, reference=dict(alpha=.2), arms={}), title='01', reference='null')
 
 def test_every_bundled_study_can_be_built(digits, data_dir, monkeypatch):
     "Its arms, protocol and table, on stand-ins of a small set where the data is the user's"

@@ -1,7 +1,7 @@
 "Tables of a study against a plain computation, and what is said where there is too little."
-import warnings
+import cProfile, pstats, warnings
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, scipy.special, scipy.stats
-from balmix_fastai.tables import StudyResults, _save_preds, analyse, recompute
+from balmix_fastai.tables import StudyResults, _save_preds, analyse, class_columns, recompute
 
 def study(n_runs=6, skills=None, seed=0, n=200, table=('balanced_accuracy','nll'), paper=None, folds=1, **meta):
     "Made-up predictions of three classes"
@@ -96,6 +96,39 @@ def test_folds_get_no_interval_over_images_but_the_corrected_one():
     half = scipy.stats.t.ppf(.975, 5)*se
     assert (r.nb_low, r.nb_high)==pytest.approx((d.mean()-half, d.mean()+half))
 
+def calls(*args):
+    "Calls of functions that `analyse` makes: what grows with the work, on any machine"
+    with cProfile.Profile() as p: analyse(*args, n_boot=0)
+    return pstats.Stats(p).total_calls
+
+def test_arms_and_not_their_pairs_are_what_tables_cost():
+    "Four times the arms have 19 times the pairs"
+    few,many = (study(2, {f'a{i}': 1. for i in range(n)}, n=30, reference='a0') for n in (6,24))
+    analyse(*few, n_boot=0) # what is imported or kept at the first time
+    assert calls(*many)<6*calls(*few)
+
+def test_arms_with_other_runs_are_compared_on_those_that_both_have():
+    meta,runs,preds = study(5, dict(plain=1., a=2., b=1.5))
+    keep = [i for i,r in enumerate(runs.itertuples()) if (r.arm, r.seed) not in (('a',1), ('b',0), ('b',1), ('b',2), ('b',3))]
+    preds[0]['probs'] = preds[0]['probs'][keep]
+    res = analyse(meta, runs.iloc[keep].reset_index(drop=True), preds, n_boot=50)
+    mcc = res.pairs[res.pairs.metric=='mcc'].set_index(['a','b'])
+    assert mcc.index.tolist()==[('a','plain'),('b','plain'),('b','a')] and mcc.runs.tolist()==[4,1,1]
+    wide = res.runs.pivot(index='seed', columns='arm', values='mcc')
+    assert mcc['diff'].tolist()==pytest.approx([(wide.a-wide.plain).mean(), (wide.b-wide.plain)[4], (wide.b-wide.a)[4]])
+    assert mcc.p.isna().tolist()==[False,True,True] and mcc.low.notna().all() and (mcc.low<=mcc.high).all()
+
+def test_a_fold_without_the_classes_of_a_group():
+    "Its runs have no figure for the group, and the others keep theirs"
+    meta,runs,preds = study(1, folds=3)
+    few = preds[0]['targs']==2
+    preds[0].update(targs=preds[0]['targs'][~few], probs=preds[0]['probs'][:,~few], names=preds[0]['names'][~few])
+    res = analyse(meta, runs, preds, n_boot=0)
+    assert res.runs.few.isna().tolist()==(res.runs.fold==0).tolist()
+    r = res.pairs[res.pairs.metric=='few'].iloc[0]
+    wide = res.runs.pivot(index='fold', columns='arm', values='few')
+    assert r.pairs==2 and r['diff']==pytest.approx((wide.better-wide.plain).mean()) and res.pairs.metric.nunique()==13
+
 def test_figures_show_every_arm_and_class():
     res = analyse(*study(3, dict(plain=1., a=1., b=2.)), n_boot=100)
     fig = res.plot()
@@ -103,7 +136,7 @@ def test_figures_show_every_arm_and_class():
     fig = res.plot_classes()
     assert [o.get_text() for o in fig.axes[2].get_xticklabels()]==['a','b','c'] and len(fig.axes[1].patches)==9
 
-odd = ['01', '1e3', 'NA', 'None', 'True', '0.2', '$a_b$', '猫', 'two\nlines', 'a,b|c', '_x', '<b>x</b>', 'y'*200]
+odd = ['01', '1e3', 'NA', 'None', 'True', '0.2', '$a_b$', '猫', 'two\nlines', 'a,b|c', '_x', '<b>x</b>', 'y'*200, '=1+1', "'=x", '-x', '\x1b[31m', 'arm']
 
 def test_odd_names_of_arms_and_classes_come_back(tmp_path):
     "Arms that look like numbers or missing values, and classes called as columns are: saved, loaded and computed again they say the same"
@@ -119,7 +152,7 @@ def test_odd_names_of_arms_and_classes_come_back(tmp_path):
         assert other.verdict()==res.verdict() and other.to_markdown()==res.to_markdown() and list(other.summary.index)==odd
         pd.testing.assert_frame_equal(other.recalls, res.recalls, check_exact=False, rtol=1e-9, check_dtype=False)
         pd.testing.assert_frame_equal(other.summary, res.summary, check_exact=False, rtol=1e-9, check_index_type=False, check_column_type=False)
-    assert list(res.recalls)[3:]==['class arm','class seed','NA']
+    assert list(res.recalls)[3:]==['class arm','class seed','NA'] and class_columns(['fold','class fold','class x'])==['class fold','class class fold','class x']
     y,p = preds[0]['targs'],preds[0]['probs']
     assert np.allclose(res.recalls.iloc[:,3:], [skm.recall_score(y, o.argmax(1), average=None) for o in p])
     assert {'figure.png','classes.png'}<={o.name for o in tmp_path.iterdir()}
