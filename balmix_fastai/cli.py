@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 from .datasets import *
 from .output import *
+from .report import *
 from .run import *
 from .run import _show_bars
 from .tables import *
@@ -28,7 +29,7 @@ from .bench import *
 def _clear_errors():
     "Errors about data, options and files as one line on a terminal"
     try: yield
-    except (ValueError, OSError) as e: raise CliError(' '.join(str(e).split())) from e
+    except (ValueError, OSError) as e: raise CliError(in_terminal(' '.join(str(e).split()))) from e
 
 def _begin(out):
     "Check the output folder before any work, and let any name be printed, whatever the locale"
@@ -41,7 +42,7 @@ def _positive(name, v, least=1):
 
 # %% ../nbs/cli.ipynb #e72c4f8a
 def _print_table(res, out):
-    with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_colwidth', None): print(res.to_frame().to_string())
+    with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_colwidth', None): print(terminal_table(res.to_frame()))
     print(f"{res.meta['split']} split, percent, mean ± sd over runs [95 % interval of the mean over its images]; report, tables and figures in {out}/")
 
 # %% ../nbs/cli.ipynb #57a6e96b
@@ -66,7 +67,7 @@ def balmix_demo(
             table=['accuracy','balanced_accuracy','macro_f1','mcc','macro_auroc', *(['quadratic_kappa','kendall_tau'] if imgs.ordinal else [])])
     print(study.sets[0])
     with TemporaryDirectory() as d, _clear_errors():
-        if failed := study.run(d): raise CliError(f"a run failed: {first(failed.values())}")
+        if failed := study.run(d): raise CliError(in_terminal(f"a run failed: {first(failed.values())}"))
         res = study.results(d)
     res.save(out)
     _print_table(res, out)
@@ -187,7 +188,7 @@ def _goes_on(out):
 
 def _said(e):
     "The message of `e` without the name of the callback, which fastai puts in front"
-    return re.sub(r'^(Exception occured in .*:\s+)+', '', str(e)).strip()
+    return in_terminal(re.sub(r'^(Exception occured in .*:\s+)+', '', str(e)).strip())
 
 @contextmanager
 def _faults(out):
@@ -315,7 +316,7 @@ def balmix_study(
 @call_parse
 def balmix_bench(
     out:str='balmix_bench', # Folder for bench.md, bench.json and bench.png
-    only:str=None, # Only these, separated by commas: loader, network (needs a GPU), batches, step, draw, start, memory
+    only:str=None, # Only these, separated by commas: loader, network (needs a GPU), batches, step, draw, start, memory, growth
     rounds:int=5, # Turns
     quick:store_true=False # Sizes that show that it works, and nothing else?
 ):

@@ -32,6 +32,8 @@ from fastprogress.fastprogress import progress_bar
 from fastai.vision.all import CategoryBlock, DataBlock, DataLoaders, IndexSplitter, IntToFloatTensor, ItemGetter, Normalize, PILImage
 from fastai.vision.all import Resize, Transform, TransformBlock, imagenet_stats
 
+from .output import *
+
 # %% ../nbs/datasets.ipynb #af361286
 _parts = ('train', 'valid', 'test')
 
@@ -488,9 +490,9 @@ def describe(self:ImageSet,
     scaled = '' if self.window is None else f"; {self.window[0]:g} to {self.window[1]:g} become 0 to 255"
     looked = '' if len(idx)==len(self) else f' ({len(idx)} of {len(self)} looked at)'
     names = ', '.join(self.vocab[:50]) + (f' and {len(self.vocab)-50} more' if len(self.vocab)>50 else '')
-    return '\n'.join([f"{len(self.vocab)} {'ordered ' if self.ordinal else ''}classes: {names}",
+    return '\n'.join([f"{len(self.vocab)} {'ordered ' if self.ordinal else ''}classes: {in_terminal(names)}",
         *(f"{k} {len(i)} images ({'/'.join(map(str, self.counts(k)))})" for k,i in self.splits.items()),
-        f"image size {_sizes([s for s,_ in found])}, mode {modes}{drops}{scaled}{looked}", *self.notes])
+        f"image size {_sizes([s for s,_ in found])}, mode {modes}{drops}{scaled}{looked}", *map(in_terminal, self.notes)])
 
 # %% ../nbs/datasets.ipynb #7351846f
 def _rgb(o):

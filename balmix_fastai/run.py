@@ -478,7 +478,7 @@ def _measure(learn, data, out, tta, posthoc, metric, keep, info):
 # %% ../nbs/run.ipynb #003924e1
 def _predictions(split, data, probs, guess):
     "Names, labels and class probabilities of a split as a data frame"
-    idx,vocab = data.splits[split],np.array([as_text(o) for o in data.vocab])
+    idx,vocab = data.splits[split],np.array([as_text(o) for o in data.vocab], dtype=object) # numpy's own text ends at the first NUL
     df = pd.DataFrame(dict(split=split, name=[as_text(data.names[i]) for i in idx], label=vocab[data.labels[idx]], predicted=vocab[guess]))
     return pd.concat([df, pd.DataFrame(probs, columns=[f'p_{o}' for o in vocab])], axis=1)
 
