@@ -1,15 +1,15 @@
 "Run folders that are damaged, foreign, or cannot be written: each row of the table on the page of runs, and the faults of a place."
-import contextlib, json, os, pickle, re, shutil, signal
+import json, os, re, shutil, time, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.basics import Callback, Path, load_learner
+from fastai.basics import load_learner
 from fastcore.script import CliError
 from filelock import FileLock
 import kills
 from balmix_fastai import output, study as study_module
 from balmix_fastai.checkpoint import read_state, write_state
 from balmix_fastai.cli import balmix_train
-from balmix_fastai.output import Busy, locked, read_json, read_predictions, read_sealed, write_json, write_sealed, write_whole
+from balmix_fastai.output import Busy, locked, read_json, read_sealed, write_json, write_sealed, write_whole
 from balmix_fastai.run import Checkpoint, read_metrics, train_run
 from balmix_fastai.study import Study
 
@@ -19,12 +19,6 @@ class Evil:
     "A pickle of it writes a file when it is read"
     def __init__(self, file): self.file = str(file)
     def __reduce__(self): return exec, (f"open({self.file!r}, 'w').write('ran')",)
-
-class Stop(Callback):
-    order = 65 # after `Checkpoint`
-    def __init__(self, after): self.after = after
-    def after_epoch(self):
-        if self.epoch==self.after: raise KeyboardInterrupt
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
@@ -58,36 +52,35 @@ def digit(f): f.write_text(re.sub(r'0\.(\d)', lambda m: f'0.{(int(m[1])+1)%10}',
 def lines(f): f.write_text(''.join(f.read_text().splitlines(keepends=True)[:-3]))
 def evil(f): torch.save(Evil(f.parents[1]/'ran'), f)
 def deflated(f):
-    import zipfile
     with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('state/data/0', bytes(10**8))
 def shapes(f): write_state(f, {**read_state(f), 'model':{k: v[:1] if v.ndim else v for k,v in read_state(f)['model'].items()}})
 def other(f): write_state(f, dict(rows=[]))
 
 # run, file, damage in words, what is done, and what the command says
-rows = [
-    ('cut', 'state.pth', 'bytes are altered', flip, 'state.pth is damaged'), ('cut', 'state.pth', 'cut off', half, 'state.pth is damaged'),
-    ('cut', 'state.pth', 'empty', empty, 'state.pth is damaged'), ('cut', 'state.pth', 'missing', gone, 'state.pth is missing'),
-    ('cut', 'state.pth', 'a pickle that runs code', evil, 'holds more than numbers, text and tensors'),
-    ('cut', 'state.pth', 'packed, and larger than it is', deflated, 'claim more bytes'),
-    ('cut', 'state.pth', 'of another network', shapes, 'of another network'), ('cut', 'state.pth', 'of something else', other, 'not the state of a fit'),
-    ('cut', 'best.pth', 'bytes are altered', flip, 'best.pth is missing, damaged'), ('cut', 'best.pth', 'cut off', half, 'best.pth is missing, damaged'),
-    ('cut', 'best.pth', 'empty', empty, 'best.pth is missing, damaged'), ('cut', 'best.pth', 'missing', gone, 'best.pth is missing, damaged'),
-    ('cut', 'best.pth', 'a pickle that runs code', evil, 'best.pth is missing, damaged'),
-    ('cut', 'config.json', 'empty', empty, 'config.json cannot be read'), ('cut', 'config.json', 'cut off', half, 'config.json cannot be read'),
-    ('cut', 'config.json', 'a list', of_a_list, 'config.json cannot be read'), ('cut', 'config.json', 'missing', gone, 'holds no run'),
-    ('cut', 'splits.json.gz', 'cut off', half, 'splits.json.gz is damaged'), ('cut', 'splits.json.gz', 'bytes are altered', flip, 'splits.json.gz is damaged'),
-    ('cut', 'splits.json.gz', 'missing', gone, 'does not say which images'),
-    ('cut', 'log.csv', 'cut off', half, ''), ('cut', 'log.csv', 'missing', gone, ''),
-    ('found', 'lr.json', 'cut off', half, 'lr.json cannot be read'), ('found', 'lr.json', 'a digit is altered', digit, 'lr.json is damaged'),
-    ('pretrained', 'pretrain/state.pth', 'a pickle that runs code', evil, 'holds more than numbers, text and tensors'),
-    ('pretrained', 'pretrain/state.pth', 'cut off', half, 'state.pth is damaged'),
-    ('done', 'metrics.json', 'empty', empty, 'metrics.json cannot be read'), ('done', 'metrics.json', 'cut off', half, 'metrics.json cannot be read'),
-    ('done', 'metrics.json', 'a digit is altered', digit, 'metrics.json is damaged'),
-    ('done', 'predictions.csv', 'the last lines are missing', lines, 'predictions.csv is missing, damaged'),
-    ('done', 'predictions.csv', 'a digit is altered', digit, 'predictions.csv is missing, damaged'),
-    ('done', 'predictions.csv', 'missing', gone, 'predictions.csv is missing, damaged'),
-    ('done', 'export.pkl', 'missing', gone, ''),
-    ('folds', 'fold1/predictions.csv', 'a digit is altered', digit, 'predictions.csv is missing, damaged')]
+rows = []
+rows += [('cut', 'state.pth', 'bytes are altered', flip, 'state.pth is damaged'), ('cut', 'state.pth', 'cut off', half, 'state.pth is damaged')]
+rows += [('cut', 'state.pth', 'empty', empty, 'state.pth is damaged'), ('cut', 'state.pth', 'missing', gone, 'state.pth is missing')]
+rows += [('cut', 'state.pth', 'a pickle that runs code', evil, 'holds more than numbers, text and tensors')]
+rows += [('cut', 'state.pth', 'packed, and larger than it is', deflated, 'claim more bytes')]
+rows += [('cut', 'state.pth', 'of another network', shapes, 'of another network'), ('cut', 'state.pth', 'of something else', other, 'not the state of a fit')]
+rows += [('cut', 'best.pth', 'bytes are altered', flip, 'best.pth is missing, damaged'), ('cut', 'best.pth', 'cut off', half, 'best.pth is missing, damaged')]
+rows += [('cut', 'best.pth', 'empty', empty, 'best.pth is missing, damaged'), ('cut', 'best.pth', 'missing', gone, 'best.pth is missing, damaged')]
+rows += [('cut', 'best.pth', 'a pickle that runs code', evil, 'best.pth is missing, damaged')]
+rows += [('cut', 'config.json', 'empty', empty, 'config.json cannot be read'), ('cut', 'config.json', 'cut off', half, 'config.json cannot be read')]
+rows += [('cut', 'config.json', 'a list', of_a_list, 'config.json cannot be read'), ('cut', 'config.json', 'missing', gone, 'holds no run')]
+rows += [('cut', 'splits.json.gz', 'cut off', half, 'splits.json.gz is damaged'), ('cut', 'splits.json.gz', 'bytes are altered', flip, 'splits.json.gz is damaged')]
+rows += [('cut', 'splits.json.gz', 'missing', gone, 'does not say which images')]
+rows += [('cut', 'log.csv', 'cut off', half, ''), ('cut', 'log.csv', 'missing', gone, '')]
+rows += [('found', 'lr.json', 'cut off', half, 'lr.json cannot be read'), ('found', 'lr.json', 'a digit is altered', digit, 'lr.json is damaged')]
+rows += [('pretrained', 'pretrain/state.pth', 'a pickle that runs code', evil, 'holds more than numbers, text and tensors')]
+rows += [('pretrained', 'pretrain/state.pth', 'cut off', half, 'state.pth is damaged')]
+rows += [('done', 'metrics.json', 'empty', empty, 'metrics.json cannot be read'), ('done', 'metrics.json', 'cut off', half, 'metrics.json cannot be read')]
+rows += [('done', 'metrics.json', 'a digit is altered', digit, 'metrics.json is damaged')]
+rows += [('done', 'predictions.csv', 'the last lines are missing', lines, 'predictions.csv is missing, damaged')]
+rows += [('done', 'predictions.csv', 'a digit is altered', digit, 'predictions.csv is missing, damaged')]
+rows += [('done', 'predictions.csv', 'missing', gone, 'predictions.csv is missing, damaged')]
+rows += [('done', 'export.pkl', 'missing', gone, '')]
+rows += [('folds', 'fold1/predictions.csv', 'a digit is altered', digit, 'predictions.csv is missing, damaged')]
 options = dict(found=dict(lr='find'), pretrained=dict(pretrain=3), folds=dict(folds=2, epochs=1))
 
 @pytest.mark.parametrize('run,file,words,damage,says', rows, ids=[f'{o[1]}: {o[2]}' for o in rows])
@@ -117,12 +110,9 @@ def test_the_table_has_these_rows():
 # The place
 
 def hold(folder):
-    with locked(folder): input_file(folder)
-
-def input_file(folder):
-    import time
-    (Path(folder)/'held').touch()
-    while (Path(folder)/'held').exists(): time.sleep(.05)
+    with locked(folder):
+        (Path(folder)/'held').touch()
+        while (Path(folder)/'held').exists(): time.sleep(.05)
 
 def test_a_folder_belongs_to_one_process(runs, tmp_path):
     out = tmp_path/'run'
@@ -186,8 +176,8 @@ def test_arms_of_any_name(tmp_path):
 
 # Files
 
-@pytest.mark.parametrize('o', [1, .1, np.float64(.1), np.int64(2)**40, 2**200, 'a', None, True, (1,'b'), [1,[2.5]], {'a':{1:'x'}}, np.arange(3, dtype=np.uint32), np.zeros((0,2)),
-    np.array(['é','b']), torch.arange(3), np.float32([[1,np.nan]])], ids=repr)
+@pytest.mark.parametrize('o', [1, .1, np.float64(.1), np.int64(2)**40, 2**200, 'a', None, True, (1,'b'), [1,[2.5]], {'a':{1:'x'}},
+    np.arange(3, dtype=np.uint32), np.zeros((0,2)), np.array(['é','b']), torch.arange(3), np.float32([[1,np.nan]])], ids=repr)
 def test_states_come_back(tmp_path, o):
     write_state(tmp_path/'s.pth', dict(o=o))
     back = read_state(tmp_path/'s.pth')['o']
