@@ -5,7 +5,8 @@ import kills
 from filelock import FileLock
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
-from balmix_fastai.output import read_predictions
+from balmix_fastai.output import read_predictions, read_sealed, sha256_of, write_sealed
+from balmix_fastai.run import read_metrics
 from balmix_fastai.study import Run, Study, pick_arms, read_study, read_yaml, studies
 from balmix_fastai.tables import StudyResults, recompute
 
@@ -114,8 +115,8 @@ def test_what_trains_alike_trains_once(digits, tmp_path, monkeypatch):
     assert len(both)==12
     for k in both:
         pd.testing.assert_frame_equal(both[k], alone[k], check_exact=True)
-        a,b = (json.loads((tmp_path/o/'runs'/k/'metrics.json').read_text()) for o in ('all','alone'))
-        assert {**a, 'seconds':0}=={**b, 'seconds':0}
+        a,b = (read_metrics(tmp_path/o/'runs'/k) for o in ('all','alone'))
+        assert {**a, 'seconds':0, 'files':0}=={**b, 'seconds':0, 'files':0}
     assert not both['plain-s0'].equals(both['adjusted-s0']) and not both['plain-s0'].equals(both['retrained-s0'])
 
 def test_decisions_of_cut_points_reach_the_tables(tmp_path):
@@ -134,11 +135,11 @@ def test_weights_wait_for_the_last_twin(digits, tmp_path):
     few = {k: after[k] for k in ('plain','retrained','adjusted')}
     s = Study(digits, few, fast, seeds=1)
     plain,retrained,adjusted = s.runs
-    assert s._do(plain, tmp_path)==s._do(adjusted, tmp_path)=='done'
+    assert s._do(plain, tmp_path)==s._do(adjusted, tmp_path)==('done', '')
     left = {o.parent.name for o in tmp_path.rglob('state.pth')}
     assert left=={'plain-s0','adjusted-s0'}
     (tmp_path/'runs'/'plain-s0'/'best.pth').unlink()
-    assert s._do(retrained, tmp_path)=='done' and not list(tmp_path.rglob('*.pth'))
+    assert s._do(retrained, tmp_path)==('done', '') and not list(tmp_path.rglob('*.pth'))
     assert Study(digits, few, fast, seeds=1).run(tmp_path/'b', progress=False)=={}
     for k,v in predictions(tmp_path).items(): pd.testing.assert_frame_equal(v, predictions(tmp_path/'b')[k], check_exact=True)
 
@@ -244,6 +245,8 @@ def test_predictions_of_other_images_are_refused(digits, tmp_path):
     df = pd.read_csv(f)
     df.loc[df.index[-1], 'name'] = 'test/x'
     df.to_csv(f, index=False)
+    with pytest.raises(ValueError, match='predictions.csv is missing, damaged or was changed'): s.results(tmp_path)
+    write_sealed(f.with_name('metrics.json'), dict(read_sealed(f.with_name('metrics.json')), files={f.name: sha256_of(f)}))
     with pytest.raises(ValueError, match='other images'): s.results(tmp_path)
 
 good = 'data: {read: digits, n_max: 20, ratio: 2}\nseeds: 1\nprotocol: {arch: small_cnn, epochs: 1, bs: 8, size: null, augment: none, tta: none, lr: 1e-3}\n'
