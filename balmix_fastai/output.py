@@ -85,13 +85,19 @@ def read_json(
     "Read JSON, or raise a `ValueError` that names the file and the remedy"
     path = Path(path)
     try:
-        if path.stat().st_size>most_json: raise ValueError(f"it has {path.stat().st_size/2**20:.0f} MiB, and at most {most_json/2**20:.0f} are read")
-        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding='utf-8')))
-    except ValidationError as e: why = '; '.join(f"{'.'.join(map(str, o['loc'])) or 'content'}: {o['msg']}" for o in e.errors()[:3])
+        size = path.stat().st_size
+        if size>most_json: raise ValueError(f"it has {size/2**20:.0f} MiB, and at most {most_json/2**20:.0f} are read")
+        return _of_kind(json.loads(path.read_text(encoding='utf-8')), kind)
     except FileNotFoundError: why = 'it is missing'
     except RecursionError: why = 'it is nested too deeply'
     except (ValueError, OSError) as e: why = str(e)
     raise ValueError(f"{path} cannot be read ({why}); {remedy}.")
+
+def _of_kind(o, kind):
+    "`o`, or a `ValueError` that says what is not of the type `kind`"
+    try: return TypeAdapter(kind).validate_python(o)
+    except ValidationError as e: errors = e.errors()[:3]
+    raise ValueError('; '.join(f"{'.'.join(map(str, o['loc'])) or 'content'}: {o['msg']}" for o in errors))
 
 # %% ../nbs/output.ipynb #c5c8e3ac
 def _seal(o): return hashlib.sha256(json.dumps(o, sort_keys=True).encode()).hexdigest()
@@ -111,8 +117,8 @@ def read_sealed(
     "Read what `write_sealed` wrote, or raise a `ValueError` if it says something else than it did"
     o = read_json(path, dict, remedy)
     if o.pop('sha256', None)!=_seal(o): raise ValueError(f"{path} is damaged or was changed: its SHA-256 is not that of its content; {remedy}.")
-    try: return TypeAdapter(kind).validate_python(o)
-    except ValidationError as e: raise ValueError(f"{path} does not hold what it should ({e.errors()[0]['loc']}: {e.errors()[0]['msg']}); {remedy}.") from e
+    try: return _of_kind(o, kind)
+    except ValueError as e: raise ValueError(f"{path} does not hold what it should ({e}); {remedy}.") from e
 
 # %% ../nbs/output.ipynb #9502b17a
 class Busy(ValueError): "Another process works in this folder"

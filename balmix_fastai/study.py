@@ -44,7 +44,7 @@ class Study:
         title:str='' # A line about the study
     ):
         _check_kinds(arms, protocol, seeds, folds, valid_pct, table, paper)
-        self.data,self.paper,self.centre,self.title = data,paper or {},centre,str(title)
+        self.data,self.paper,self.centre,self.title = data,paper or {},centre,str(title or '')
         self.arms = {as_text(k): dict(alpha=0.) | dict(protocol or {}) | dict(o or {}) for k,o in arms.items()}
         if len(self.arms)<len(arms): raise ValueError(f"arms: two names read alike, of {in_terminal(', '.join(map(str, arms)))}; name one of them otherwise.")
         self.reference = first(self.arms) if reference is None else as_text(reference)
@@ -288,8 +288,10 @@ def _check_splits(self:Study, run, d, seen):
 
 # %% ../nbs/study.ipynb #f5f92231
 @patch
-def _done(self:Study, d): # Epochs that a run has finished, at least
-    return len(pd.read_csv(d/'log.csv')) if (d/'state.pth').exists() and (d/'log.csv').exists() else 0
+def _done(self:Study, d): # For the progress bar: the log may be cut, and is written again when the run goes on
+    "Epochs that a run has finished, by the lines of its log"
+    if not ((d/'state.pth').exists() and (d/'log.csv').exists()): return 0
+    return max(len((d/'log.csv').read_bytes().splitlines())-1, 0)
 
 @patch
 def _epochs_left(self:Study, out):

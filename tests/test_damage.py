@@ -98,7 +98,7 @@ def test_damaged_runs(runs, tmp_path, run, file, words, damage, says):
     else:
         balmix_train(runs/'images.npz', **kw)
         assert len(pd.read_csv(out/'log.csv'))==3 and read_metrics(out)['valid']==read_metrics(runs/'done')['valid']
-    assert not list(tmp_path.rglob('ran')) and (not says or not (runs/'ran').exists())
+    assert not list(tmp_path.rglob('ran'))
 
 def test_the_table_has_these_rows():
     cells = json.loads((Path(__file__).parents[1]/'nbs/run.ipynb').read_text(encoding='utf-8'))['cells']
@@ -197,10 +197,10 @@ def test_a_write_that_fails_leaves_the_file(tmp_path):
         raise RuntimeError
     assert (tmp_path/'a').read_text()=='one' and len(list(tmp_path.iterdir()))==1
 
-@pytest.mark.parametrize('text,why', [('', 'cannot be read'), ('{"a": 1', 'cannot be read'), ('[1]', 'valid dict'), ('['*10**5, 'nested'), ('\xff', 'cannot be read'), (None, 'missing')])
+@pytest.mark.parametrize('text,why', [('', 'Expecting value'), ('{"a": 1', 'delimiter'), ('[1]', 'valid dict'), ('['*10**5, 'nested'), ('\xff', 'utf-8'), (None, 'missing')])
 def test_json_that_is_none(tmp_path, text, why):
     if text is not None: (tmp_path/'a.json').write_bytes(text.encode('latin-1'))
-    with pytest.raises(ValueError, match=f'a.json cannot be read.*{why}.*; do it anew'.replace('cannot be read.*cannot be read', 'cannot be read')): read_json(tmp_path/'a.json', remedy='do it anew')
+    with pytest.raises(ValueError, match=f'a.json cannot be read .*{why}.*; do it anew'): read_json(tmp_path/'a.json', remedy='do it anew')
 
 def test_json_is_read_with_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(output, 'most_json', 10)
