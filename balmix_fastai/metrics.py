@@ -208,19 +208,27 @@ def _check_bins(bins):
     return int(bins)
 
 def _bin(p, bins):
-    "Bin of each probability, shape as `p`: bin $m$ of $M$ holds what is in $(m/M,(m+1)/M]$, and 0 is in the first"
-    return np.searchsorted(np.arange(1, bins)/bins, p)
+    "Bin of each probability, shape as `p`: bin $m$ of $M$ holds what is in $[m/M,(m+1)/M)$, as in torchmetrics, and 1 is in the last"
+    return np.searchsorted(np.arange(1, bins)/bins-1e-6, p, side='right') # numbers of 32 bits may be a little below those of 64
+
+def _less_bias(gaps, var):
+    "Sum of |gap| of bins, less the part that noise of variance `var` adds to each: the mean of |N(gap, var)| is above |gap|"
+    gap,s = abs(gaps),np.sqrt(var)
+    z = np.divide(gap, s, out=np.full_like(s, np.inf), where=s>0)
+    return (2*gap - (s*np.sqrt(2/np.pi)*np.exp(-z**2/2) + gap*(1-2*scs.norm.cdf(-z)))).sum()
 
 # %% ../nbs/metrics.ipynb #31f88f13
 def ece(
     probs, # Probability of each class, array or tensor, shape (N,K)
     targs, # True class ids 0..K-1, integers, shape (N,)
-    bins:int=15 # Bins of equal width in [0,1] (15 in Guo et al. 2017)
-)->float: # In [0,1]
+    bins:int=15, # Bins of equal width in [0,1] (15 in Guo et al. 2017)
+    debias:bool=False # Take off what chance adds in each bin? Close to 0 for calibrated probabilities, and may be below
+)->float: # In [0,1], unless `debias`
     "Expected calibration error of the guessed class (Guo et al. 2017, eq. 3)"
     (p,t),bins = _check_probs(probs, targs),_check_bins(bins)
     conf = p.max(1)
-    return float(abs(np.bincount(_bin(conf, bins), weights=(p.argmax(1)==t)-conf, minlength=bins)).sum()/len(t))
+    gaps,var = (np.bincount(_bin(conf, bins), weights=o, minlength=bins) for o in ((p.argmax(1)==t)-conf, conf*(1-conf)))
+    return float((_less_bias(gaps, var) if debias else abs(gaps).sum())/len(t))
 
 def _ece(targs, probs, bins): return ece(probs, targs, bins)
 
@@ -235,12 +243,15 @@ def ECE(
 def classwise_ece(
     probs, # Probability of each class, array or tensor, shape (N,K)
     targs, # True class ids 0..K-1, integers, shape (N,)
-    bins:int=15 # Bins of equal width in [0,1]
-)->float: # In [0,1]; small where there are many classes, whose probabilities are mostly near 0
+    bins:int=15, # Bins of equal width in [0,1]
+    debias:bool=False # As in `ece`
+)->float: # In [0,1], unless `debias`; small where there are many classes, whose probabilities are mostly near 0
     "Calibration error of each class's probability against its frequency, mean over all K classes (Kull et al. 2019, section 2)"
     (p,t),bins = _check_probs(probs, targs),_check_bins(bins)
-    gaps = [np.bincount(_bin(p[:,k], bins), weights=(t==k)-p[:,k], minlength=bins) for k in range(p.shape[1])]
-    return float(abs(np.stack(gaps)).sum()/p.size)
+    sums = lambda k,w: np.bincount(_bin(p[:,k], bins), weights=w, minlength=bins)
+    gaps = np.stack([sums(k, (t==k)-p[:,k]) for k in range(p.shape[1])])
+    if not debias: return float(abs(gaps).sum()/p.size)
+    return float(_less_bias(gaps, np.stack([sums(k, p[:,k]*(1-p[:,k])) for k in range(p.shape[1])]))/p.size)
 
 # %% ../nbs/metrics.ipynb #9142d322
 _eps = np.finfo(np.float64).eps
@@ -251,7 +262,7 @@ def nll(
 )->float: # In nats, 0 or more
     "Mean negative log-likelihood of the true class"
     p,t = _check_probs(probs, targs)
-    return float(-np.log(np.maximum(p[np.arange(len(t)),t], _eps)).mean())
+    return float(abs(np.log(np.clip(p[np.arange(len(t)),t], _eps, 1)).mean())) # abs: 0 is not -0
 
 def brier(
     probs, # Probability of each class, array or tensor, shape (N,K)
