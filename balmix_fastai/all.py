@@ -14,7 +14,9 @@ from .checkpoint import *
 from .flexible import *
 from .tta import *
 from .posthoc import *
+from .intervals import holm, mcnemar_exact, nadeau_bengio, sign_flip, study_power, wilson
 from .report import *
+from .compare import Comparison, compare
 from .show import *
 from .datasets import *
 from .layouts import *

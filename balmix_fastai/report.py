@@ -188,7 +188,7 @@ def _metrics(self:ImbalanceReport, val):
     "Set `metrics`, the values `val` with their intervals, and `reasons`, why there is none"
     seen,shot = np.flatnonzero(self.counts),self._shot_ids()
     need = dict.fromkeys(_means, seen) | shot
-    self.reasons = {k: 'too large by chance, see below' if k in _calibration_errors else self.why_not(need.get(k, ())) for k in val}
+    self.reasons = {k: 'biased by chance; see calibration errors' if k in _calibration_errors else self.why_not(need.get(k, ())) for k in val}
     self.reasons.update({k: 'not defined' for k,v in val.items() if np.isnan(v)})
     low,high = (dict.fromkeys(val, np.nan) for _ in range(2))
     for k,inf in self.influence.items():
@@ -293,8 +293,8 @@ def _small(level): return math.ceil(3*special.ndtri((1-level)/2)**2) # below it 
 @patch
 def new_items(self:ImbalanceReport)->str:
     "In words: the test sets that intervals speak of"
-    return f"other groups of the kind of these {self.frame.size}, such as other patients" if self.groups is not None else \
-        "other test sets with just these numbers of items of each class" if self.stratify else "other random samples of items from where these come from, whose class counts vary, too"
+    return "other groups of this kind, such as other patients" if self.groups is not None else \
+        "other test items in the same numbers of each class" if self.stratify else "other random samples of such items"
 
 @patch
 def population(self:ImbalanceReport)->str:

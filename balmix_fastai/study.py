@@ -17,6 +17,7 @@ from fastai.vision.all import *
 
 
 from .datasets import *
+from .intervals import *
 from .layouts import *
 from .output import *
 from .report import *
@@ -41,10 +42,11 @@ class Study:
         table:list|None=None, # Metrics of the printed table; `None` takes those of the paper
         paper:dict|None=None, # Published numbers in percent: name of a network to (arm to list in the order of `table`)
         centre:str='mean', # What the printed table shows of the runs: mean or median
+        stratify:bool=False, # Was the test set made to have just its class counts? Then intervals speak of test sets that have them, too
         title:str='' # A line about the study
     ):
         _check_kinds(arms, protocol, seeds, folds, valid_pct, table, paper)
-        self.data,self.paper,self.centre,self.title = data,paper or {},centre,str(title or '')
+        self.data,self.paper,self.centre,self.stratify,self.title = data,paper or {},centre,stratify,str(title or '')
         self.arms = {as_text(k): dict(alpha=0.) | dict(protocol or {}) | dict(o or {}) for k,o in arms.items()}
         if len(self.arms)<len(arms): raise ValueError(f"arms: two names read alike, of {in_terminal(', '.join(map(str, arms)))}; name one of them otherwise.")
         self.reference = first(self.arms) if reference is None else as_text(reference)
@@ -86,6 +88,9 @@ def _check(self:Study):
     if not self.arms: raise ValueError("arms is empty; name at least one.")
     if not self.seeds or min(self.seeds)<0 or len(set(self.seeds))<len(self.seeds): raise ValueError(f"seeds={self.seeds} must be one or more different numbers, 0 or greater.")
     if self.reference not in self.arms: raise ValueError(f"reference={self.reference!r} is not an arm; arms are {in_terminal(', '.join(self.arms))}.")
+    if not isinstance(self.stratify, bool): raise ValueError(f"stratify={self.stratify!r} must be true or false.")
+    if self.stratify and self.data.groups is not None:
+        raise ValueError("stratify=True: these images have groups, such as patients, and whole groups cannot be drawn in fixed class counts; leave it out.")
     if self.centre not in ('mean','median'): raise ValueError(f"centre={self.centre!r} must be mean or median.")
     slugs = Counter(map(_slug, self.arms))
     for a in self.arms:
@@ -452,6 +457,7 @@ def run(self:Study,
     for r in self.runs:
         (self._dir(out, r)/'error.txt').unlink(missing_ok=True) # what failed before is tried again, once
         self._tidy(r, out) # what a run that was killed at its very end has left
+    if progress and self._epochs_left(out): print(self.plan(out))
     n,failed,start = 0,{},time.time()
     bar = progress_bar(range(max(self._epochs_left(out), 1))) if progress and _show_bars() else None
     def tick():
@@ -467,6 +473,36 @@ def run(self:Study,
             left = sum(not (self._dir(out, r)/'metrics.json').exists() for r in self.runs)
             print(f"{in_terminal(run.arm)}, seed {run.seed}, fold {run.fold}: {in_terminal(failed.get(run, 'done'))} ({left} of {len(self.runs)} runs left, {time.time()-start:.0f} s)", flush=True)
     return failed
+
+# %% ../nbs/study.ipynb #9e301d05
+_guess = dict(seed_sd=.02, differ=.2)
+
+@patch
+def plan(self:Study,
+    out=None # Folder with runs at hand; `None` takes the guess
+)->str: # A line for each metric that it can say something of
+    "In words: the smallest difference from the reference that this study can find"
+    if len(self.arms)<2: return "One arm: there is nothing to compare it with."
+    if len(self.seeds)<2 and len(self.sets)<2: return "One run for each arm: this study cannot tell whether one arm is better than another; take 3 seeds or more."
+    begin,res = f"Smallest difference from {in_terminal(self.reference)} that this study finds with a probability of 80 % ({len(self.arms)-1} tests, Holm)",self._at_hand(out)
+    how = f"by the runs in {out}"
+    if res is None: res,how = self._by_guess(),f"by a guess: runs of two arms differ with a standard deviation of {100*_guess['seed_sd']:g} points, and {100*_guess['differ']:g} % of the images are decided differently"
+    each = ', '.join(f"{k} {100*v:.1f} points" if k not in ('nll','brier') else f"{k} {v:.3f}" for k,v in res.items() if not np.isnan(v))
+    return f"{begin}, {how}: {each or 'not known for these metrics'}."
+
+@patch
+def _by_guess(self:Study):
+    n = sum(o.counts(self._split()) for o in self.sets)
+    folds = len(self.sets) if len(self.sets)>1 else 0
+    item = {k: guess_item_sd(k, n, _guess['differ']) for k in self.table}
+    return {k: np.nan if np.isnan(v) else study_power(_guess['seed_sd'], v, int(n.sum()), len(self.seeds), folds, len(self.arms)) for k,v in item.items()}
+
+@patch
+def _at_hand(self:Study, out):
+    "`StudyResults.power` of finished runs, or `None` if there are too few"
+    if out is None or sum((self._dir(out, r)/'metrics.json').exists() for r in self.runs)<4: return None
+    res = analyse(*self._gather(out)).power(len(self.seeds))
+    return None if res.isna().all() else res
 
 # %% ../nbs/study.ipynb #dc2b5ea7
 @patch
@@ -494,7 +530,7 @@ def _gather(self:Study, out):
         o['probs'],o['guess'] = np.stack(o['probs']),np.stack(o['guess'])
         if (o['guess']==o['probs'].argmax(-1)).all(): del o['guess'] # nothing but the argmax has decided
     meta = dict(title=self.title, vocab=vocab, ordinal=self.data.ordinal, split=split, counts=[o.counts('train').tolist() for o in self.sets],
-        n=[len(o.splits[split]) for o in self.sets], reference=self.reference, table=self.table, paper=self.paper, centre=self.centre,
+        n=[len(o.splits[split]) for o in self.sets], reference=self.reference, table=self.table, paper=self.paper, centre=self.centre, stratify=self.stratify,
         arms={a:o for a,o in self.arms.items() if a in mass}, label_mass=mass, missing=len(self.runs)-len(done))
     return meta,pd.DataFrame(rows),preds
 
@@ -502,7 +538,7 @@ def _gather(self:Study, out):
 @patch
 def results(self:Study,
     out, # Folder of the study
-    n_boot:int=2000 # Bootstrap resamples
+    n_boot:int=0 # Passed on to the report of each run; the tables do without
 )->StudyResults:
     "Gather the finished runs, write their predictions to predictions.npz, and analyse them"
     meta,runs,preds = self._gather(out)

@@ -12,6 +12,8 @@ import re
 
 from fastai.basics import *
 
+from .compare import *
+from .intervals import *
 from .output import *
 from .report import *
 from .run import _bar
@@ -54,13 +56,41 @@ class StudyResults:
         runs,pairs,recalls = [read_table(out/f'{k}.csv', v) for k,v in names.items()]
         summary = map_text(pd.read_csv(out/'summary.csv', header=[0,1], index_col=0, dtype=str, keep_default_na=False, encoding='utf-8'), from_sheet)
         recalls.columns = ['arm', 'seed', 'fold', *class_columns(meta['vocab'])] # as they are, also where pandas would rename them
-        return cls(meta, runs, summary.replace('', np.nan).astype(float), pairs, recalls)
+        summary = summary.replace('', np.nan).astype(float)
+        return cls(meta, runs, *(_of_010(meta, runs, summary, pairs) if 't_low' in pairs else (summary, pairs)), recalls)
 
 def class_columns(
     vocab # Names of the classes
 )->list: # Names of columns
     "Columns of the classes in a table of recalls: their names, and 'class NAME' for one that is called as another column is, or would be by this"
     return [f'class {o}' if re.fullmatch('(class )*(arm|seed|fold)', o) else o for o in vocab]
+
+# %% ../nbs/tables.ipynb #0df58654
+def _of_010(meta, runs, summary, pairs):
+    "`summary` and `pairs` as they are now, from those of version 0.1.0 of a study on one test set"
+    if len(meta['n'])>1: raise ValueError("These are tables of folds by version 0.1.0, whose verdicts do not hold; make them anew from the predictions with `recompute`, or run the study again.")
+    z,df = 2*1.959964,meta['n'][0]-1
+    def estimate(value, sd, n, width):
+        error = (width/z, np.full(len(width), float(df)))
+        return Estimate(value, *pooled_error(*([(sd/np.sqrt(n), n-1)] if (n>1).all() else []), error))
+    p = pairs[['a','b','metric','runs','diff','sd']].copy()
+    est = estimate(p['diff'].values, p.sd.values, p.runs.values, (pairs.high-pairs.low).values)
+    p['se'],p['df'],(p['low'],p['high']),p['p'] = est.se,est.df,est.ends(),np.where(p.runs>1, est.p(), np.nan)
+    s,n = summary.copy(),runs.groupby('arm').size().reindex(summary.index).values
+    for k in s.columns.levels[0]:
+        s[k,'low'],s[k,'high'] = estimate(s[k,'mean'].values, s[k,'sd'].values, n, (s[k,'high']-s[k,'low']).values).ends(scale=scale_of(k))
+    lost = p.metric.isin(('ece','classwise_ece'))
+    p.loc[lost, ['se','df','low','high','p']] = np.nan
+    meta.update(stratify=True, items='other test items in the same numbers of each class', reasons=dict.fromkeys(('ece','classwise_ece'), 'biased by chance; see calibration errors'))
+    return s,_adjusted(p, meta['reference'])
+
+def _adjusted(pairs, ref):
+    "`pairs` with p after Holm's correction, and the smallest difference that would be found, for the arms against the reference"
+    pairs['p_holm'] = pairs['smallest'] = np.nan
+    for _,i in pairs[(pairs.b==ref) & pairs.p.notna()].groupby('metric').groups.items():
+        pairs.loc[i, 'p_holm'] = holm(pairs.p[i])
+        pairs.loc[i, 'smallest'] = Estimate(pairs['diff'][i], pairs.se[i], pairs.df[i]).smallest(len(i))
+    return pairs
 
 # %% ../nbs/tables.ipynb #05ad9fbb
 def _save_preds(file, preds):
@@ -81,65 +111,73 @@ def _reports(meta, runs, preds, n_boot):
     for r in _bar(list(runs.itertuples())):
         o,(probs,guess) = preds[r.fold],next(at[r.fold])
         res.append(ImbalanceReport(probs, o['targs'], meta['vocab'], meta['counts'][r.fold], ordinal=meta['ordinal'], groups=o.get('groups'),
-            guess=guess, n_boot=n_boot, title=f'{r.arm}, seed {r.seed}, fold {r.fold}'))
+            stratify=meta.get('stratify', False), guess=guess, n_boot=n_boot, title=f'{r.arm}, seed {r.seed}, fold {r.fold}'))
     return res
 
-def _summary(runs, reports, metrics):
-    "Mean, sd and median over runs, and the interval of the mean over test images (of folds: over runs)"
-    res,one_part = {},runs.fold.nunique()==1
+class _Means:
+    "Means over runs and over pairs of runs with their errors"
+    def __init__(self, meta, runs, reports, metrics):
+        self.meta,self.reports,self.metrics,self.folds,self.values,self.kept = meta,reports,metrics,runs.fold.values,runs[metrics].values,{}
+
+    def influence(self, rows):
+        "Mean influence of the items on runs of one fold, shape (N,M); kept"
+        if rows not in self.kept:
+            none = np.full(len(self.reports[rows[0]].targs), np.nan)
+            self.kept[rows] = sum(np.stack([self.reports[i].influence.get(k, none) for k in self.metrics], 1) for i in rows)/len(rows)
+        return self.kept[rows]
+
+    def over_items(self, rows, minus=None):
+        "Error over items of a mean of runs of one fold, or of its difference from other runs"
+        inf = self.influence(tuple(rows))
+        return self.reports[rows[0]].frame.error(inf if minus is None else inf-self.influence(tuple(minus)))
+
+    def estimate(self, rows, minus=None):
+        "Mean of runs, or of their differences from other runs, as an `Estimate` of all metrics"
+        v = self.values[rows]-(0 if minus is None else self.values[minus])
+        at = np.unique(self.folds[rows])
+        if len(at)==1: return mean_estimate(v, self.over_items(rows, minus))
+        return mean_estimate(v, folds=self.folds[rows], n_train=[sum(self.meta['counts'][f]) for f in at], n_test=[self.meta['n'][f] for f in at])
+
+# %% ../nbs/tables.ipynb #tb0sum02
+def _summary(runs, means):
+    "Mean, sd and median over runs, and the interval of the mean"
+    res,names = {},means.metrics
     for arm,i in runs.groupby('arm', sort=False).indices.items():
-        for k in metrics:
-            v = runs[k].values[i]
-            low,high = np.nan,np.nan
-            if one_part and reports[0].n_boot: low,high = np.nanquantile(np.mean([reports[j].boot[k] for j in i], 0), [.025,.975])
-            res[arm] = res.get(arm, {}) | {(k,'mean'):v.mean(), (k,'sd'):v.std(ddof=1) if len(v)>1 else np.nan, (k,'median'):np.median(v), (k,'low'):low, (k,'high'):high}
+        v,est = means.values[i],means.estimate(list(i))
+        sd = v.std(0, ddof=1) if len(v)>1 else np.full(len(names), np.nan)
+        for j,k in enumerate(names):
+            low,high = Estimate(est.value[j], est.se[j], est.df[j]).ends(scale=scale_of(k))
+            res[arm] = res.get(arm, {}) | {(k,'mean'):v[:,j].mean(), (k,'sd'):sd[j], (k,'median'):np.median(v[:,j]), (k,'low'):low, (k,'high'):high}
     res = pd.DataFrame.from_dict(res, orient='index')
     res.columns = pd.MultiIndex.from_tuples(res.columns)
     return res.rename_axis('arm')
 
-# %% ../nbs/tables.ipynb #21b650d7
-def _pairs(meta, runs, reports, metrics):
+def _pairs(meta, runs, means):
     "Every pair of arms, those with the reference first, on the runs that both have"
     of = {}
     for i,r in enumerate(runs.itertuples()): of.setdefault(r.arm, {})[r.seed,r.fold] = i
     ref = meta['reference']
     rest = [a for a in of if a!=ref]
     todo = [(a, ref) for a in rest if ref in of] + [(b, a) for i,a in enumerate(rest) for b in rest[i+1:]]
-    alike = {}
-    for i,(a,b) in enumerate(todo):
-        if keys := tuple(k for k in of[a] if k in of[b]): alike.setdefault(keys, []).append(i)
-    if not alike: return pd.DataFrame(columns=['a','b','metric'])
-    parts = []
-    for keys,which in alike.items():
-        at = {o: [of[o][k] for k in keys] for o in {o for i in which for o in todo[i]}}
-        t = _differences(meta, runs, reports, metrics, [f for _,f in keys], [[at[o] for o in todo[i]] for i in which])
-        ends = np.repeat(np.array([todo[i] for i in which], dtype=object), len(metrics), axis=0)
-        t = pd.DataFrame(dict(a=ends[:,0], b=ends[:,1], metric=np.tile(np.array(metrics, dtype=object), len(which)), runs=len(keys))).join(t)
-        parts.append(t.set_index(np.repeat(which, len(metrics))))
-    res = pd.concat(parts).sort_index(kind='stable').reset_index(drop=True)
-    res['p_holm'] = np.nan
-    if 'p' in res:
-        for _,i in res[(res.b==ref) & res.p.notna()].groupby('metric').groups.items(): res.loc[i, 'p_holm'] = holm(res.p[i])
-    return res
+    parts = [_difference(means, a, b, [of[a][k] for k in keys], [of[b][k] for k in keys]) for a,b in todo if (keys := [k for k in of[a] if k in of[b]])]
+    if not parts: return pd.DataFrame(columns=['a','b','metric'])
+    return _adjusted(pd.DataFrame({k: np.concatenate([o[k] for o in parts]) for k in parts[0]}), ref)
 
-def _differences(meta, runs, reports, metrics, folds, pairs):
-    "Differences of pairs of lists of runs, the n-th run of one on the items of the n-th of the other; a row for each pair and metric"
-    vals = runs[metrics].values
-    d = np.stack([vals[a]-vals[b] for a,b in pairs], 1).reshape(len(folds), -1)
-    n = {} if len(meta['n'])==1 else dict(n_train=[sum(meta['counts'][f]) for f in folds], n_test=[meta['n'][f] for f in folds])
-    res = paired_figures(d, **n) if len(folds)>1 else pd.DataFrame(dict(diff=d[0]))
-    if len(set(folds))>1 or len(folds)>1 and not reports[0].n_boot: return res
-    none = np.full(reports[0].n_boot, np.nan)
-    boot = {o: np.mean([[reports[i].boot.get(k, none) for k in metrics] for i in o], 0).T for o in {tuple(o) for pair in pairs for o in pair}}
-    ends = [percentile_ends(boot[tuple(a)]-boot[tuple(b)]) for a,b in pairs]
-    return res.assign(low=np.concatenate([o[0] for o in ends]), high=np.concatenate([o[1] for o in ends]))
+def _difference(means, a, b, rows, minus):
+    "Columns of the difference of arm `a` from `b`, an array of all metrics each; one run has no p, since it says nothing of other runs"
+    est,m = means.estimate(rows, minus),len(means.metrics)
+    low,high = est.ends()
+    one,v = len(rows)==1,means.values[rows]-means.values[minus]
+    v = fold_means(v, means.folds[rows]) if len(np.unique(means.folds[rows]))>1 else v
+    return dict(a=np.full(m, a, dtype=object), b=np.full(m, b, dtype=object), metric=np.array(means.metrics, dtype=object), runs=np.full(m, len(rows)),
+        diff=est.value, sd=np.full(m, np.nan) if one else v.std(0, ddof=1), se=est.se, df=est.df, low=low, high=high, p=np.full(m, np.nan) if one else est.p())
 
 # %% ../nbs/tables.ipynb #92e79d96
 def analyse(
     meta:dict, # As `StudyResults.meta`
     runs, # Data frame with columns arm, seed, fold and what is known of the runs
     preds:dict, # Fold to `names`, `targs` (N,), `probs` (runs of the fold, N, K), and perhaps `groups` (N,) and `guess` (runs, N)
-    n_boot:int=2000 # Bootstrap resamples
+    n_boot:int=0 # Passed on to the report of each run; the tables do without
 )->StudyResults:
     "All tables of a study from its predictions"
     reports = _reports(meta, runs, preds, n_boot)
@@ -148,11 +186,13 @@ def analyse(
     key = runs[['arm','seed','fold']].reset_index(drop=True)
     full = pd.concat([key, vals, runs.drop(columns=key.columns).reset_index(drop=True)], axis=1)
     recalls = pd.concat([key, pd.DataFrame([r.per_class.recall.values for r in reports], columns=class_columns(meta['vocab']))], axis=1)
-    return StudyResults(meta, full, _summary(full, reports, metrics), _pairs(meta, full, reports, metrics), recalls)
+    means = _Means(meta, full, reports, metrics)
+    meta = meta | dict(reasons={k: v for r in reports for k,v in r.reasons.items() if k not in r.influence}, items=reports[0].new_items())
+    return StudyResults(meta, full, _summary(full, means), _pairs(meta, full, means), recalls)
 
 def recompute(
     out, # Folder with results.json, runs.csv and predictions.npz
-    n_boot:int=2000 # Bootstrap resamples
+    n_boot:int=0 # Passed on to the report of each run; the tables do without
 )->StudyResults:
     "All tables from the saved predictions, without the runs"
     out = Path(out)
@@ -163,20 +203,26 @@ def recompute(
 # %% ../nbs/tables.ipynb #290ce3d1
 def _scale(metric): return 1 if metric in ('nll','brier') else 100
 def _digits(metric): return 3 if _scale(metric)==1 else 1
-def _fmt(metric, *vals): return [f'{v*_scale(metric):.{_digits(metric)}f}' for v in vals]
+def _fmt(metric, *vals): return ['' if np.isnan(v) else f'{v*_scale(metric):.{_digits(metric)}f}' for v in vals]
+def _ends(metric, low, high): return '' if np.isnan(low) else '[{}, {}]'.format(*_fmt(metric, low, high))
 
 # %% ../nbs/tables.ipynb #cf7d7aac
 @patch
 def to_frame(self:StudyResults)->pd.DataFrame: # Strings such as '58.3 ± 1.2 [54.1, 62.6]'
-    "The summary as one would print it: mean ± sd over runs, interval of the mean over test images, and the paper's number where there is one"
+    "The summary as one would print it: mean ± sd over runs, interval of the mean, and the paper's number where there is one"
     res,c = {},self.meta['centre']
+    nets = {o.get('arch') for o in self.meta['arms'].values()}
+    paper = self.meta['paper'].get(only(nets), {}) if len(nets)==1 else {}
     for k in self.meta['table']:
-        cell = lambda o: _fmt(k, o[c])[0] + ('' if np.isnan(o.sd) else ' ± '+_fmt(k, o.sd)[0]) + ('' if np.isnan(o.low) else ' [{}, {}]'.format(*_fmt(k, o.low, o.high)))
+        cell = lambda o: ' '.join([_fmt(k, o[c])[0], *([] if np.isnan(o.sd) else ['± '+_fmt(k, o.sd)[0]]), _ends(k, o.low, o.high)]).strip()
         res[k] = [cell(self.summary.loc[a, k]) for a in self.summary.index]
-        nets = {o.get('arch') for o in self.meta['arms'].values()}
-        paper = self.meta['paper'].get(only(nets), {}) if len(nets)==1 else {}
         if paper: res[f'{k}, paper'] = [f"{paper[a][self.meta['table'].index(k)]:.2f}" if a in paper else '' for a in self.summary.index]
     return pd.DataFrame(res, index=self.summary.index)
+
+@patch
+def _versus(self:StudyResults, metric):
+    "Rows of `pairs` that compare an arm with the reference in a metric"
+    return self.pairs[(self.pairs.b==self.meta['reference']) & (self.pairs.metric==metric)]
 
 @patch
 def against(self:StudyResults,
@@ -184,31 +230,54 @@ def against(self:StudyResults,
 )->pd.DataFrame: # Strings; a row for each arm but the reference
     "Differences from the reference in one metric"
     k = ifnone(metric, self.meta['table'][0])
-    t = self.pairs[(self.pairs.b==self.meta['reference']) & (self.pairs.metric==k)]
-    nb = 'nb_low' in t and t.nb_low.notna().any()
-    res = pd.DataFrame({'difference': [_fmt(k, o)[0] for o in t['diff']]}, index=pd.Index(t.a, name=f"{k}, minus {self.meta['reference']}"))
-    for col,lo,hi in (('95 % over test images','low','high'), ('95 % over runs', *(('nb_low','nb_high') if nb else ('t_low','t_high')))):
-        if lo in t and t[lo].notna().any(): res[col] = ['[{}, {}]'.format(*_fmt(k, *o)) for o in t[[lo,hi]].values]
-    for col,c in (('sign-flip p','p'), ('smallest p possible','p_min'), ('p after Holm','p_holm')):
-        if c in t and t[c].notna().any(): res[col] = [f'{o:.2g}' for o in t[c]]
+    t = self._versus(k)
+    res = pd.DataFrame({'difference': [_fmt(k, o)[0] for o in t['diff']], '95 % interval': [_ends(k, *o) for o in t[['low','high']].values]},
+        index=pd.Index(t.a, name=f"{k}, minus {self.meta['reference']}"))
+    for col,c in (('p','p'), ('p after Holm','p_holm')):
+        if t[c].notna().any(): res[col] = ['' if np.isnan(o) else f'{o:.2g}' for o in t[c]]
+    if t.smallest.notna().any(): res['smallest found'] = [_fmt(k, o)[0] for o in t.smallest]
     return res
 
 # %% ../nbs/tables.ipynb #58fed52e
 @patch
+def _test(self:StudyResults, t):
+    "In words: the test of the rows `t` of `pairs`, and what it speaks of"
+    n = f"{t.runs.min()} runs" if t.runs.min()==t.runs.max() else f"{t.runs.min()} to {t.runs.max()} runs"
+    if len(self.meta['n'])>1: return f"t test over {len(self.meta['n'])} folds (Nadeau and Bengio 2003; {n} of each arm), for new training sets and new images"
+    return f"t test over {n} and test images together, for new runs, measured on {self.meta.get('items', 'other test items')}"
+
+@patch
 def verdict(self:StudyResults,
     metric:str|None=None # Metric; `None` takes the first of the table
 )->str:
-    "In words: which arms differ from the reference over runs, and which cannot be told apart"
-    k,ref = ifnone(metric, self.meta['table'][0]),self.meta['reference']
-    t = self.pairs[(self.pairs.b==ref) & (self.pairs.metric==k)]
-    if 'p_holm' not in t or t.p_holm.isna().all(): return f"One run for each arm: the spread over seeds is not known, so no method can be called better than another in {k}."
-    yes,best = t[t.p_holm<.05],t.p_min.min()
-    say = lambda o: f"{in_terminal(o.a)} ({'+' if o['diff']>0 else ''}{_fmt(k, o['diff'])[0]})"
-    res = f"{k}, against {in_terminal(ref)}, sign-flip test over {t.runs.min()} runs, Holm's correction for {len(t)} arms, level .05: "
-    if len(t)*best>=.05: return res + f"with so few runs the smallest p is {best:.2g}, or {min(1, len(t)*best):.2g} corrected, so this test can tell no arm from {in_terminal(ref)}."
-    res += f"different are {', '.join(say(o) for _,o in yes.iterrows())}; " if len(yes) else "no arm is different; "
-    no = t[~(t.p_holm<.05)]
-    return res + (f"not told apart are {', '.join(say(o) for _,o in no.iterrows())}." if len(no) else "all are told apart.")
+    "In words: the test, the arms that differ from the reference and those that cannot be told apart from it, and the smallest difference that would be found"
+    k,ref = ifnone(metric, self.meta['table'][0]),in_terminal(self.meta['reference'])
+    t = self._versus(k)
+    if why := self.meta.get('reasons', {}).get(k): return f"{k}: no interval and no test ({why})."
+    if (t.runs<2).all(): return f"One run for each arm: the spread over seeds is not known, so no method can be called better than another in {k}."
+    if t.p.isna().all(): return f"{k}: no test, since its value or its error is not defined."
+    say = lambda m: ', '.join(f"{in_terminal(o.a)} ({'+' if o['diff']>0 else ''}{_fmt(k, o['diff'])[0]})" for _,o in t[m].iterrows())
+    yes,alone = t.p_holm<.05,(t.p<.05) & ~(t.p_holm<.05)
+    m = t.p.notna().sum()
+    cases = {'different are': yes, f"different only without Holm's correction, which is no finding: ": alone, 'not told apart are': ~yes & ~alone & t.p.notna()}
+    found = '; '.join(f"{c} {say(o)}".replace(':  ', ': ') for c,o in cases.items() if o.any())
+    unit = '' if _scale(k)==1 else ' points'
+    return f"{k}, against {ref}: {self._test(t)}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}. " + \
+        f"This design finds a difference of {_fmt(k, t.smallest.median())[0]}{unit} with a probability of 80 %."
+
+# %% ../nbs/tables.ipynb #77530e49
+@patch
+def power(self:StudyResults,
+    seeds:int|None=None # Runs of each arm; `None` takes those at hand
+)->pd.Series: # Metric of the table to difference, in its units; `nan` where it is not known
+    "The smallest difference from the reference that would be found with a probability of 80 %, by the median arm"
+    res = {}
+    for k in self.meta['table']:
+        t,n = self._versus(k),self.meta['n'][0]
+        t = t[t.sd.notna() & t.se.notna()]
+        if len(self.meta['n'])>1 or not len(t): res[k] = t.smallest.median() if len(t) else np.nan # more seeds leave the folds as they are
+        else: res[k] = study_power(t.sd.median(), np.sqrt((t.se**2-t.sd**2/t.runs).clip(0).median()*n), n, ifnone(seeds, int(t.runs.median())), arms=len(t)+1)
+    return pd.Series(res)
 
 # %% ../nbs/tables.ipynb #9229dc25
 @patch
@@ -220,7 +289,7 @@ def to_markdown(self:StudyResults)->str:
         f"Measured on the {what}; training images per class {m['counts'][0]}."]
     if m['missing']: res.append(f"**{m['missing']} runs of the study are missing.**")
     if m['split']=='valid': res.append("**There is no test part: these are the images that chose the checkpoint, if one was chosen, and the figures are optimistic.**")
-    res += [f"Percent, {m['centre']} ± standard deviation over runs" + (", [95 % interval of the mean over test images]" if len(m['n'])==1 else "") + ":", markdown_table(self.to_frame())]
+    res += [f"Percent, {m['centre']} ± standard deviation over runs" + ", [95 % interval of the mean, for new runs and new images]" + ":", markdown_table(self.to_frame())]
     for k in m['table']:
         if len(self.pairs): res += [f"## {k}, against {in_markdown(m['reference'])}", markdown_table(self.against(k)), in_markdown(self.verdict(k))]
     common = {k:v for k,v in first(m['arms'].values()).items() if all(k in o and o[k]==v for o in m['arms'].values())}
@@ -237,7 +306,7 @@ _pal = ['#0072b2','#e69f00','#009e73','#d55e00','#56b4e9','#cc79a7','#f0e442','#
 
 @patch
 def plot(self:StudyResults): # matplotlib `Figure`
-    "Each metric of the table: runs as dots, their mean, and its interval over test images"
+    "Each metric of the table: runs as dots, their mean, and its interval"
     ks,arms = self.meta['table'],list(self.summary.index)
     fig,axs = plt.subplots(1, len(ks), figsize=(2+2.3*len(ks), 1+.34*len(arms)), sharey=True, layout='constrained', squeeze=False)
     for ax,k in zip(axs[0], ks):
