@@ -176,14 +176,14 @@ class Estimate:
         check_level(level)
         to,back,slope = scales[scale]
         with np.errstate(all='ignore'):
-            half = np.where(self.se>0, scs.t.isf((1-level)/2, self.df)*self.se*slope(self.value), np.nan)
+            half = np.where(self.se>0, -special.stdtrit(np.minimum(self.df, 1e9), (1-level)/2)*self.se*slope(self.value), np.nan)
             mid = to(self.value)
             return back(mid-half)[()],back(mid+half)[()]
 
     def p(self): # 1 for a value of 0 without an error, `nan` for another without one
         "Two-sided p value of the value against 0"
         with np.errstate(all='ignore'): t = abs(self.value)/self.se
-        return np.where(self.se>0, 2*scs.t.sf(t, self.df), np.where((self.value==0) & (self.se==0), 1., np.nan))[()]
+        return np.where(self.se>0, 2*special.stdtr(np.minimum(self.df, 1e9), -t), np.where((self.value==0) & (self.se==0), 1., np.nan))[()]
 
     def smallest(self, tests=1, level=.05, power=.8):
         "Difference that would be found with this error, see `smallest_difference`"
