@@ -260,7 +260,8 @@ def _mean_prob(self:ImbalanceReport):
     "Mean probability of each class and its interval"
     mean = self.probs.mean(0)
     if self.why_not(): return mean,np.full((2,len(mean)), np.nan)
-    return mean,Estimate(mean, *self.frame.error(self.probs-mean)).ends(self.level, 'logit')
+    error = np.array([self.frame.error(p-m) for p,m in zip(self.probs.T, mean)]).T # class by class, since the matrix can be large
+    return mean,Estimate(mean, *error).ends(self.level, 'logit')
 
 # %% ../nbs/report.ipynb #57cf8722
 @patch
