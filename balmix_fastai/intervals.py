@@ -105,7 +105,7 @@ def rank_influences(
 # %% ../nbs/intervals.ipynb #e6b94f69
 class Frame:
     "What a new test set would draw: items at random, items of each class in fixed numbers, or whole groups"
-    least,least_groups = 12,30 # items of a class (or groups that hold it), and groups of all, below which intervals do not cover: see the page of statistics
+    least,least_rank,least_groups = 12,20,30 # items of a class, for its AUROC, and groups, below which intervals do not cover: see the page of statistics
     def __init__(self,
         targs, # True class ids, shape (N,)
         n_classes:int, # Number of classes K
