@@ -43,7 +43,7 @@ def _positive(name, v, least=1):
 # %% ../nbs/cli.ipynb #e72c4f8a
 def _print_table(res, out):
     with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_colwidth', None): print(terminal_table(res.to_frame()))
-    print(f"{res.meta['split']} split, percent, mean ± sd over runs [95 % interval of the mean over its images]; report, tables and figures in {out}/")
+    print(f"{res.meta['split']} split, percent, mean ± sd over runs [95 % interval of the mean, for new runs and new images]; report, tables and figures in {out}/")
 
 # %% ../nbs/cli.ipynb #57a6e96b
 _demo_arms = {'instance': {}, 'class-balanced': dict(sampling='class'), 'MixUp': dict(mixer='mixup', alpha=.2), 'Balanced-MixUp': dict(alpha=.2)}
@@ -63,7 +63,7 @@ def balmix_demo(
         imgs = read_images(data).check(progress=_show_bars())
         if 'valid' not in imgs.splits: imgs = imgs.with_valid(.2)
         kw = dict(bs=min(32, len(imgs.splits['train'])), size=None if isinstance(imgs.items[0], np.ndarray) else 64, tta='none' if data=='digits' else 'h')
-        study = Study(imgs, _demo_arms, dict(kw, arch='small_cnn', epochs=epochs, lr=5e-3, augment='none', metric='last'), seeds, title=f'Demo on {data}',
+        study = Study(imgs, _demo_arms, dict(kw, arch='small_cnn', epochs=epochs, lr=5e-3, augment='none', metric='last'), seeds, title=f'Demo on {data}', stratify=data=='digits',
             table=['accuracy','balanced_accuracy','macro_f1','mcc','macro_auroc', *(['quadratic_kappa','kendall_tau'] if imgs.ordinal else [])])
     print(study.sets[0])
     with TemporaryDirectory() as d, _clear_errors():

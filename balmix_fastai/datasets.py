@@ -40,7 +40,7 @@ _parts = ('train', 'valid', 'test')
 def _complain(what, found, remedy):
     "Raise one error about everything in `found`, naming the first five"
     more = f" ... and {len(found)-5} more" if len(found)>5 else ''
-    if found: raise ValueError(f"{what}: {', '.join(map(str, found[:5]))}{more}. {remedy}")
+    if found: raise ValueError(f"{what}: {in_terminal(', '.join(map(str, found[:5])))}{more}. {remedy}")
 
 class ImageSet:
     "Images, their class ids, the names of the classes, and the parts train, valid and test"
@@ -138,7 +138,7 @@ def _check(self:ImageSet):
     if 'train' not in self.splits: return
     have = self.counts()>0
     if have.sum()<2:
-        only = ', '.join(v for v,h in zip(self.vocab, have) if h)
+        only = in_terminal(', '.join(v for v,h in zip(self.vocab, have) if h))
         raise ValueError(f"training needs images of at least two classes, but has only {only!r}.")
     new = [i for k,idx in self.splits.items() if k!='train' for i in idx if not have[self.labels[i]]]
     _complain("Labels that training never has", [f"{self.vocab[self.labels[i]]!r} of {self.names[i]}" for i in new],
@@ -171,7 +171,7 @@ def _warn_shared(self:ImageSet):
     lines = []
     for (a,b),gs in self.shared_groups().items():
         n = np.isin(self.groups[self.splits[b]], gs).sum()
-        some = ', '.join(gs[:3] + ['...'][:len(gs)-3])
+        some = in_terminal(', '.join(gs[:3] + ['...'][:len(gs)-3]))
         lines.append(f"{len(gs)} in {a} and {b}, with {n} of the {len(self.splits[b])} images of {b}: {some}")
     remedy = "drop_shared() removes them from training."
     if lines: warnings.warn(f"groups are shared between parts, so scores may be too high ({'; '.join(lines)}). {remedy}", stacklevel=3)
@@ -751,7 +751,7 @@ def _as_vocab(vocab, labels, ordinal, arg):
     keys = _number_keys(res, arg)
     if ordinal and not keys and max(map(len, res), default=0)>1:
         raise ValueError("ordinal=True needs the order of the classes, which their names do not say; "
-            f"alphabetically it would be {', '.join(res)}. Pass vocab=[...], the lowest grade first (--order).")
+            f"alphabetically it would be {in_terminal(', '.join(res))}. Pass vocab=[...], the lowest grade first (--order).")
     return sorted(res, key=keys.get) if keys else res
 
 # %% ../nbs/datasets.ipynb #bc1d593b
@@ -876,7 +876,7 @@ def _cells(rows, i): return [r[i] for _,r in rows]
 def _column(head, col, arg):
     "Index of a column that an argument names, or `None`"
     if not col: return None
-    if col not in head: raise ValueError(f"{arg}={col!r} is not a column of the CSV; it has {', '.join(head)}.")
+    if col not in head: raise ValueError(f"{arg}={col!r} is not a column of the CSV; it has {in_terminal(', '.join(head))}.")
     return head.index(col)
 
 def _endings(root, cell):
@@ -1107,7 +1107,7 @@ def npy_header(
 def _check_headers(heads, part, file):
     "Raise what is wrong with images and labels of one part by their headers, {name: (member, shape, dtype)}"
     for k in (f'{part}_images', f'{part}_labels'):
-        if k not in heads: raise ValueError(f"{file} has no array {k!r}; it holds {', '.join(heads)}.")
+        if k not in heads: raise ValueError(f"{file} has no array {k!r}; it holds {in_terminal(', '.join(heads))}.")
     _,shape,dtype = heads[f'{part}_images']
     if dtype!=np.uint8 or not (len(shape)==3 or (len(shape)==4 and shape[3] in (1,3,4))) or shape[0] and not prod(shape):
         raise ValueError(f"{part}_images of {file} is {dtype} of shape {shape}; it must be uint8 of shape (N,H,W) or (N,H,W,C) with C of 1, 3 or 4.")

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from fastcore.basics import ifnone
 from .datasets import *
+from .output import *
 from .datasets import _complain, _csv_rows, npy_header, open_regular, opened_zip, read_lines, size_and_mode
 
 # %% ../nbs/layouts.ipynb #b24573e4
@@ -234,14 +235,14 @@ def messidor2(
     csv = path/'messidor_data.csv' if csv is None else Path(csv)
     head,rows = _csv_rows(csv)
     col = next((head.index(c) for c in ('adjudicated_dr_grade', 'diagnosis') if c in head), None)
-    if col is None: raise ValueError(f"{csv.name} has neither a column adjudicated_dr_grade nor diagnosis; it has {', '.join(head)}.")
+    if col is None: raise ValueError(f"{csv.name} has neither a column adjudicated_dr_grade nor diagnosis; it has {in_terminal(', '.join(head))}.")
     if 'adjudicated_gradable' in head:
         g = head.index('adjudicated_gradable')
         odd = [f"row {i} has {r[g]!r}" for i,r in rows if r[g] not in ('0', '1', '0.0', '1.0')]
         _complain(f"Column adjudicated_gradable of {csv.name} must hold 0 or 1", odd, "Mend these cells.")
         out = [r[0] for _,r in rows if r[g][0]=='0']
         rows = [(i,r) for i,r in rows if r[g][0]=='1']
-        if out: warnings.warn(f"{len(out)} ungradable images of Messidor-2 are left out: {', '.join(out[:5])}{', ...' if len(out)>5 else ''}.", stacklevel=2)
+        if out: warnings.warn(f"{len(out)} ungradable images of Messidor-2 are left out: {in_terminal(', '.join(out[:5]))}{', ...' if len(out)>5 else ''}.", stacklevel=2)
     names,files = [r[0] for _,r in rows],_by_stem(path)
     groups = None if pairs is None else _group_of(names, _exams(Path(pairs)), 'pairs')
     res = _from_lists(dict(test=(names, _grades(rows, col, csv))), [files.get(Path(n).stem.lower()) for n in names], range(5), True, groups)
@@ -263,7 +264,7 @@ def hyper_kvasir(
     if not (csv := path/'image-labels.csv').exists(): csv = path/'labeled-images'/'image-labels.csv'
     head,rows = _csv_rows(csv)
     lacks = [c for c in ('Video file', 'Finding') if c not in head]
-    _complain(f"Columns that {csv.name} lacks", lacks, f"It has {', '.join(head)}.")
+    _complain(f"Columns that {csv.name} lacks", lacks, f"It has {in_terminal(', '.join(head))}.")
     names,found = [[r[head.index(c)] for _,r in rows] for c in ('Video file', 'Finding')]
     _complain(f"Rows of {csv.name} without a finding", [f"row {i}" for (i,_),v in zip(rows, found) if not v], "Fill them in or remove the rows.")
     vocab,files = sorted(set(found)),_by_stem(csv.parent)
@@ -338,7 +339,7 @@ def _isic_lists(path, ratio):
 def _lesions(csv):
     "(image, lesion) of each row of ISIC's metadata; an image without a lesion is its own"
     head,rows = _csv_rows(csv)
-    _complain(f"Columns that {csv.name} lacks", [c for c in ('image', 'lesion_id') if c not in head], f"It has {', '.join(head)}.")
+    _complain(f"Columns that {csv.name} lacks", [c for c in ('image', 'lesion_id') if c not in head], f"It has {in_terminal(', '.join(head))}.")
     x,g = head.index('image'),head.index('lesion_id')
     return [(r[x], r[g] or r[x]) for _,r in rows]
 

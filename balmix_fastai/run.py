@@ -190,7 +190,7 @@ def check_data(
 # %% ../nbs/run.ipynb #37b59a4b
 def _need_images(data, counts, what, split, remedy):
     lacks = [v for v,n in zip(data.vocab, counts) if not n]
-    if lacks: raise ValueError(f"{what} needs a {split} image of every class, and there is none of {', '.join(lacks)}; {remedy}.")
+    if lacks: raise ValueError(f"{what} needs a {split} image of every class, and there is none of {in_terminal(', '.join(lacks))}; {remedy}.")
 
 def _image_size(data, size):
     "Height and width of what the network is given"
@@ -372,8 +372,8 @@ def _changes(old, new):
     kinds['in another split'] = [f"{n}: {a[n][0]}, now {b[n][0]}" for n in both if a[n][0]!=b[n][0]]
     kinds['with another label'] = [f"{n}: {a[n][1]}, now {b[n][1]}" for n in both if a[n][1]!=b[n][1]]
     kinds['with other pixels'] = [n for n in both if a[n][2]!=b[n][2]]
-    res = [f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v)>3 else ''})" for k,v in kinds.items() if v]
-    if old['vocab']!=new['vocab']: res.append(f"the classes were {', '.join(old['vocab'])}, now {', '.join(new['vocab'])}")
+    res = [f"{len(v)} {k} ({in_terminal(', '.join(v[:3]))}{', ...' if len(v)>3 else ''})" for k,v in kinds.items() if v]
+    if old['vocab']!=new['vocab']: res.append(f"the classes were {in_terminal(', '.join(old['vocab']))}, now {in_terminal(', '.join(new['vocab']))}")
     return res or ["they come in another order"]
 
 # %% ../nbs/run.ipynb #4a7e11e6

@@ -886,3 +886,16 @@ def test_cifar_folders(data_dir, tmp_path):
         assert {v:c for v,c in zip(ims.vocab, ims.counts(part)) if c}==want
     assert sorted(ims.names)==sorted(some) and ims.vocab==sorted(per_class)
     assert ims.with_valid().dataloaders(bs=16, device='cpu').one_batch()[0].shape==(16,3,32,32)
+
+@pytest.mark.parametrize('make', [
+    lambda d: from_csv(d/'x.csv', d, label_col='nowhere'), # names the columns
+    lambda d: from_csv(d/'x.csv', d, label_col='b'), # names images that are not there
+    lambda d: from_npz(d/'x.npz'), # names the arrays
+    lambda d: ImageSet(['a','b'], [0,1], ['x','y'], splits=dict(train=[0], **{'od\x1b[31md': [1]})), # names the splits
+    lambda d: ImageSet(['a\x1b[31m','b'], [0,1], ['x','y']).check(), # names the files
+])
+def test_errors_show_names_on_one_line_without_control_characters(make, tmp_path):
+    (tmp_path/'x.csv').write_text('image,"gr\x1b[31made",b\na\x1b[31m.png,1,2\n', encoding='utf-8')
+    np.savez(tmp_path/'x.npz', **{'ima\x1b[31mges': np.zeros((2,4,4), np.uint8), 'train_labels': np.zeros(2, int)})
+    with pytest.raises(ValueError) as e: make(tmp_path)
+    assert '\x1b' not in str(e.value) and '\\x1b' in str(e.value), str(e.value)
