@@ -183,13 +183,13 @@ class Estimate:
     def ends(self,
         level:float=.95, # Level of confidence
         scale:str='plain' # Key of `scales`
-    )->tuple: # Lower and upper end; `nan` without an error above 0
+    )->tuple: # Lower and upper end; `nan` without an error above 0, and for a value at the end of the scale
         "The t interval, made on a scale"
         check_level(level)
         to,back,slope = scales[scale]
         with np.errstate(all='ignore'):
-            half = np.where(self.se>0, -special.stdtrit(np.minimum(self.df, 1e9), (1-level)/2)*self.se*slope(self.value), np.nan)
             mid = to(self.value)
+            half = np.where((self.se>0) & np.isfinite(mid), -special.stdtrit(np.minimum(self.df, 1e9), (1-level)/2)*self.se*slope(self.value), np.nan)
             return back(mid-half)[()],back(mid+half)[()]
 
     def p(self): # 1 for a value of 0 without an error, `nan` for another without one
@@ -302,7 +302,9 @@ def smallest_difference(
     if not (se>0 and df>=1): return np.nan
     limit = scs.t.isf(level/2/tests, df)
     if df>1000: return float(se*(limit+scs.norm.isf(1-power)))
-    return float(se*optimize.brentq(lambda nc: scs.nct.sf(limit, df, nc)-power, 0, 2*limit+10))
+    rest = (1-power)/2 # beyond `most` neither the error nor the value misses more often than this
+    most = limit*math.sqrt(scs.chi2.isf(rest, df)/df)+scs.norm.isf(rest)
+    return float(se*optimize.brentq(lambda nc: scs.nct.sf(limit, df, nc)-power, 0, most))
 
 # %% ../nbs/intervals.ipynb #27cec1a7
 def study_power(
