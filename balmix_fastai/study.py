@@ -501,7 +501,7 @@ def _by_guess(self:Study):
 def _at_hand(self:Study, out):
     "`StudyResults.power` of finished runs, or `None` if there are too few"
     if out is None or sum((self._dir(out, r)/'metrics.json').exists() for r in self.runs)<4: return None
-    res = analyse(*self._gather(out)).power(len(self.seeds))
+    res = analyse(*self._gather(out)).power(len(self.seeds), len(self.arms))
     return None if res.isna().all() else res
 
 # %% ../nbs/study.ipynb #dc2b5ea7

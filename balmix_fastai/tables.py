@@ -161,7 +161,7 @@ def _pairs(meta, runs, means):
     rest = [a for a in of if a!=ref]
     todo = [(a, ref) for a in rest if ref in of] + [(b, a) for i,a in enumerate(rest) for b in rest[i+1:]]
     parts = [_difference(means, a, b, [of[a][k] for k in keys], [of[b][k] for k in keys]) for a,b in todo if (keys := [k for k in of[a] if k in of[b]])]
-    if not parts: return pd.DataFrame(columns=['a','b','metric'])
+    if not parts: return pd.DataFrame(columns='a b metric runs diff sd se df low high p p_holm smallest'.split())
     return _adjusted(pd.DataFrame({k: np.concatenate([o[k] for o in parts]) for k in parts[0]}), ref)
 
 def _difference(means, a, b, rows, minus):
@@ -257,6 +257,7 @@ def verdict(self:StudyResults,
     "In words: the test, the arms that differ from the reference and those that cannot be told apart from it, and the smallest difference that would be found"
     k,ref = ifnone(metric, self.meta['table'][0]),in_terminal(self.meta['reference'])
     t = self._versus(k)
+    if not len(t): return f"{k}: no arm has runs to compare with {ref}."
     if why := self.meta.get('reasons', {}).get(k): return f"{k}: no interval and no test ({why})."
     if (t.runs<2).all(): return f"One run for each arm: the spread over seeds is not known, so no method can be called better than another in {k}."
     if t.p.isna().all(): return f"{k}: no test, since its value or its error is not defined."
@@ -273,15 +274,18 @@ def verdict(self:StudyResults,
 # %% ../nbs/tables.ipynb #77530e49
 @patch
 def power(self:StudyResults,
-    seeds:int|None=None # Runs of each arm; `None` takes those at hand
+    seeds:int|None=None, # Runs of each arm; `None` takes those at hand
+    arms:int|None=None # Arms of the study; `None` takes those at hand
 )->pd.Series: # Metric of the table to difference, in its units; `nan` where it is not known
     "The smallest difference from the reference that would be found with a probability of 80 %, by the median arm"
     res = {}
     for k in self.meta['table']:
         t,n = self._versus(k),self.meta['n'][0]
         t = t[t.sd.notna() & t.se.notna()]
-        if len(self.meta['n'])>1 or not len(t): res[k] = t.smallest.median() if len(t) else np.nan # more seeds leave the folds as they are
-        else: res[k] = study_power(t.sd.median(), np.sqrt((t.se**2-t.sd**2/t.runs).clip(0).median()*n), n, ifnone(seeds, int(t.runs.median())), arms=len(t)+1)
+        many = ifnone(arms, len(t)+1)
+        if not len(t): res[k] = np.nan
+        elif len(self.meta['n'])>1: res[k] = pd.Series(Estimate(t['diff'], t.se, t.df).smallest(many-1)).median() # more seeds leave the folds as they are
+        else: res[k] = study_power(t.sd.median(), np.sqrt((t.se**2-t.sd**2/t.runs).clip(0).median()*n), n, ifnone(seeds, int(t.runs.median())), arms=many)
     return pd.Series(res)
 
 # %% ../nbs/tables.ipynb #9229dc25
