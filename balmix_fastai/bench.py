@@ -325,7 +325,7 @@ def bench_study(
     n:int=100, # Test images
     rounds:int=5 # Turns
 )->pd.DataFrame: # Seconds, a column for each number of arms
-    "Tables of a study of three classes, without resampling"
+    "Tables of a study of three classes"
     studies = {f'{a} arms': _made_up_study(a, seeds, n) for a in arms}
     return take_turns({k: (lambda o=o: analyse(*o, n_boot=0) and None) for k,o in studies.items()}, rounds)
 
@@ -334,7 +334,7 @@ def bench_report(
     k:int=1000, # Classes
     rounds:int=3 # Turns
 )->pd.DataFrame: # Seconds, a column for each size
-    "Reports without resampling"
+    "Reports without sets of labels for the calibration errors"
     preds = {f'{n:,} predictions': _made_up(n, k) for n in sizes}
     return take_turns({o: (lambda v=v: ImbalanceReport(*v, n_boot=0) and None) for o,v in preds.items()}, rounds)
 
@@ -342,7 +342,7 @@ def report_memory(
     n:int=10**4, # Predictions
     k:int=1000 # Classes
 )->dict: # Bytes of the probabilities (float64), and peak bytes beyond them
-    "Peak memory of a report without resampling"
+    "Peak memory of such a report"
     p,y = _made_up(n, k)
     tracemalloc.start()
     ImbalanceReport(p, y, n_boot=0)

@@ -183,7 +183,7 @@ def test_decisions_of_cut_points_reach_the_tables(tmp_path):
     grades = ImageSet(imgs.items, imgs.labels, imgs.vocab, splits=imgs.splits, ordinal=True)
     s = Study(grades, {'plain':{}, 'cuts':dict(posthoc='cuts')}, fast, seeds=1)
     assert s.run(tmp_path, progress=False)=={}
-    res = s.results(tmp_path, n_boot=100)
+    res = s.results(tmp_path)
     for r in res.runs.itertuples():
         m = json.loads((s._dir(tmp_path, Run(r.arm, 0, 0))/'metrics.json').read_text())['test']
         assert np.isclose(r.quadratic_kappa, m['quadratic_kappa']) and np.isclose(r.accuracy, m['accuracy'])
@@ -278,7 +278,7 @@ def test_folds_measure_every_image_once_and_choose_elsewhere(grouped, tmp_path):
         parts = [set(grouped.groups[o.splits[k]]) for k in ('train','valid','test')]
         assert sum(map(len, parts))==20==len(set.union(*parts))
     s.run(tmp_path, progress=False)
-    res = s.results(tmp_path, n_boot=50)
+    res = s.results(tmp_path)
     assert len(res.runs)==6 and res.meta['n']==[len(o.splits['test']) for o in s.sets]
     with np.load(tmp_path/'predictions.npz') as z:
         for f in range(3):
@@ -293,7 +293,7 @@ def test_results_of_half_a_study(digits, tmp_path):
     with pytest.raises(ValueError, match='no finished run'): s.results(tmp_path)
     s.run(tmp_path, progress=False)
     for o in s._dir(tmp_path, Run('Balanced-MixUp .2', 1, 0)).iterdir(): o.unlink()
-    res = s.results(tmp_path, n_boot=50)
+    res = s.results(tmp_path)
     assert len(res.runs)==3 and res.meta['missing']==1 and '1 runs of the study are missing' in res.to_markdown()
     assert set(res.pairs.runs)=={1}
 
@@ -344,7 +344,7 @@ def test_a_study_of_such_names_to_its_verdict(tmp_path):
     (tmp_path/'mine.yml').write_text(good.replace('seeds: 1', 'seeds: 2')+'arms: {0.2: {alpha: .2}, 01: {}, null: {two_stage: ncm}}\nreference: 01')
     s = read_study(tmp_path/'mine.yml')
     assert s.run(tmp_path/'out', progress=False)=={}
-    res = s.results(tmp_path/'out', n_boot=50)
+    res = s.results(tmp_path/'out')
     res.save(tmp_path/'out')
     assert list(res.summary.index)==['0.2','01','null'] and 't test over 2 runs and test images together' in res.verdict()
     for r in StudyResults.load(tmp_path/'out').runs.itertuples():
@@ -378,7 +378,7 @@ def test_other_images_are_not_gone_on_with(tmp_path):
     labels = a.labels.copy()
     labels[a.splits['test'][0]] = 5
     c = ImageSet(a.items, labels, a.vocab, a.names, a.splits)
-    with pytest.raises(ValueError, match='other labels'): Study(c, **kw).results(tmp_path, n_boot=50)
+    with pytest.raises(ValueError, match='other labels'): Study(c, **kw).results(tmp_path)
     with pytest.raises(ValueError, match='1 with another label'): Study(c, **kw).run(tmp_path, progress=False)
     assert Study(a, **kw).run(tmp_path, progress=False)=={}
 

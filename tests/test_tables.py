@@ -266,7 +266,7 @@ def test_arms_with_other_runs_are_compared_on_those_that_both_have():
     meta,runs,preds = study(5, dict(plain=1., a=2., b=1.5))
     keep = [i for i,r in enumerate(runs.itertuples()) if (r.arm, r.seed) not in (('a',1), ('b',0), ('b',1), ('b',2), ('b',3))]
     preds[0]['probs'] = preds[0]['probs'][keep]
-    res = analyse(meta, runs.iloc[keep].reset_index(drop=True), preds, n_boot=50)
+    res = analyse(meta, runs.iloc[keep].reset_index(drop=True), preds)
     mcc = res.pairs[res.pairs.metric=='mcc'].set_index(['a','b'])
     assert mcc.index.tolist()==[('a','plain'),('b','plain'),('b','a')] and mcc.runs.tolist()==[4,1,1]
     wide = res.runs.pivot(index='seed', columns='arm', values='mcc')
