@@ -194,7 +194,7 @@ def _metrics(self:ImbalanceReport, val):
     for k,inf in self.influence.items():
         est = Estimate(val[k], *self.frame.error(inf))
         low[k],high[k] = wilson(self.right.sum(), len(self.targs), self.level) if k=='accuracy' and self.frame.plain else est.ends(self.level, scale_of(k))
-        if np.isnan(low[k]): self.reasons[k] = 'no item differs from another' if not est.se>0 else 'the value is at the end of its scale'
+        if np.isnan(low[k]): self.reasons[k] = 'its error is not defined' if np.isnan(est.se) else 'no item differs from another' if est.se==0 else 'the value is at the end of its scale'
     self.metrics = pd.DataFrame(dict(value=list(val.values()), low=list(low.values()), high=list(high.values())), index=pd.Index(list(val), name='metric'))
     self.reasons = {k:v for k,v in self.reasons.items() if v}
 

@@ -71,8 +71,8 @@ def _of_010(meta, runs, summary, pairs):
     if len(meta['n'])>1: raise ValueError("These are tables of folds by version 0.1.0, whose verdicts do not hold; make them anew from the predictions with `recompute`, or run the study again.")
     z,df = 2*1.959964,meta['n'][0]-1
     def estimate(value, sd, n, width):
-        error = (width/z, np.full(len(width), float(df)))
-        return Estimate(value, *pooled_error(*([(sd/np.sqrt(n), n-1)] if (n>1).all() else []), error))
+        runs = np.where(n>1, sd/np.sqrt(n), 0),np.maximum(n-1, 1) # one run says nothing of others
+        return Estimate(value, *pooled_error(runs, (width/z, np.full(len(width), float(df)))))
     p = pairs[['a','b','metric','runs','diff','sd']].copy()
     est = estimate(p['diff'].values, p.sd.values, p.runs.values, (pairs.high-pairs.low).values)
     p['se'],p['df'],(p['low'],p['high']),p['p'] = est.se,est.df,est.ends(),np.where(p.runs>1, est.p(), np.nan)
@@ -134,9 +134,10 @@ class _Means:
     def estimate(self, rows, minus=None):
         "Mean of runs, or of their differences from other runs, as an `Estimate` of all metrics"
         v = self.values[rows]-(0 if minus is None else self.values[minus])
+        if len(self.meta['n'])==1: return mean_estimate(v, self.over_items(rows, minus))
         at = np.unique(self.folds[rows])
-        if len(at)==1: return mean_estimate(v, self.over_items(rows, minus))
-        return mean_estimate(v, folds=self.folds[rows], n_train=[sum(self.meta['counts'][f]) for f in at], n_test=[self.meta['n'][f] for f in at])
+        est = mean_estimate(v, folds=self.folds[rows], n_train=[sum(self.meta['counts'][f]) for f in at], n_test=[self.meta['n'][f] for f in at])
+        return Estimate(est.value, np.where(np.isin(self.metrics, ['ece','classwise_ece']), np.nan, est.se), est.df)
 
 # %% ../nbs/tables.ipynb #tb0sum02
 def _summary(runs, means):
@@ -187,7 +188,9 @@ def analyse(
     full = pd.concat([key, vals, runs.drop(columns=key.columns).reset_index(drop=True)], axis=1)
     recalls = pd.concat([key, pd.DataFrame([r.per_class.recall.values for r in reports], columns=class_columns(meta['vocab']))], axis=1)
     means = _Means(meta, full, reports, metrics)
-    meta = meta | dict(reasons={k: v for r in reports for k,v in r.reasons.items() if k not in r.influence}, items=reports[0].new_items())
+    lacks = {k: v for r in reports for k,v in r.reasons.items() if k not in r.influence and v!='not defined'}
+    if len(meta['n'])>1: lacks = {k:v for k,v in lacks.items() if k in ('ece','classwise_ece')} # the error over folds needs no error over items
+    meta = meta | dict(reasons=lacks, items=reports[0].new_items())
     return StudyResults(meta, full, _summary(full, means), _pairs(meta, full, means), recalls)
 
 def recompute(
@@ -242,8 +245,9 @@ def against(self:StudyResults,
 @patch
 def _test(self:StudyResults, t):
     "In words: the test of the rows `t` of `pairs`, and what it speaks of"
-    n = f"{t.runs.min()} runs" if t.runs.min()==t.runs.max() else f"{t.runs.min()} to {t.runs.max()} runs"
-    if len(self.meta['n'])>1: return f"t test over {len(self.meta['n'])} folds (Nadeau and Bengio 2003; {n} of each arm), for new training sets and new images"
+    span = lambda o: f"{o.min():.0f}" if o.min()==o.max() else f"{o.min():.0f} to {o.max():.0f}"
+    n = f"{span(t.runs)} runs"
+    if len(self.meta['n'])>1: return f"t test over {span(t.df+1)} folds (Nadeau and Bengio 2003; {n} of each arm), for new training sets and new images"
     return f"t test over {n} and test images together, for new runs, measured on {self.meta.get('items', 'other test items')}"
 
 @patch
@@ -261,8 +265,9 @@ def verdict(self:StudyResults,
     m = t.p.notna().sum()
     cases = {'different are': yes, f"different only without Holm's correction, which is no finding: ": alone, 'not told apart are': ~yes & ~alone & t.p.notna()}
     found = '; '.join(f"{c} {say(o)}".replace(':  ', ': ') for c,o in cases.items() if o.any())
+    if t.p.isna().any(): found += f". No test of {', '.join(map(in_terminal, t.a[t.p.isna()]))}: one run or one fold, or a value or an error that is not defined"
     unit = '' if _scale(k)==1 else ' points'
-    return f"{k}, against {ref}: {self._test(t)}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}. " + \
+    return f"{k}, against {ref}: {self._test(t[t.p.notna()])}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}. " + \
         f"This design finds a difference of {_fmt(k, t.smallest.median())[0]}{unit} with a probability of 80 %."
 
 # %% ../nbs/tables.ipynb #77530e49
@@ -289,7 +294,7 @@ def to_markdown(self:StudyResults)->str:
         f"Measured on the {what}; training images per class {m['counts'][0]}."]
     if m['missing']: res.append(f"**{m['missing']} runs of the study are missing.**")
     if m['split']=='valid': res.append("**There is no test part: these are the images that chose the checkpoint, if one was chosen, and the figures are optimistic.**")
-    res += [f"Percent, {m['centre']} ± standard deviation over runs" + ", [95 % interval of the mean, for new runs and new images]" + ":", markdown_table(self.to_frame())]
+    res += [f"Percent, {m['centre']} ± standard deviation over runs" + f", [95 % interval of the mean, for new runs and new images{'; with one run: for new images only' if (n==1).any() and len(m['n'])==1 else ''}]:", markdown_table(self.to_frame())]
     for k in m['table']:
         if len(self.pairs): res += [f"## {k}, against {in_markdown(m['reference'])}", markdown_table(self.against(k)), in_markdown(self.verdict(k))]
     common = {k:v for k,v in first(m['arms'].values()).items() if all(k in o and o[k]==v for o in m['arms'].values())}
