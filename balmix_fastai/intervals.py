@@ -12,7 +12,7 @@ __all__ = ['scales', 'check_level', 'wilson', 'recall_influence', 'decision_infl
 # %% ../nbs/intervals.ipynb #feb44563
 import math, warnings
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 from scipy import stats as scs
 
 from .sampling import _as_floats
@@ -94,16 +94,14 @@ def rank_influences(
     own # Is it of the class? Booleans, shape (N,), of both kinds
 )->tuple: # Influences on AUROC and on average precision, shape (N,) each
     "Influence of each item on the ranking metrics of a class (for AUROC: DeLong et al. 1988)"
-    n,pos,neg = len(score),np.sort(score[own]),np.sort(score[~own])
-    n1,n0 = len(pos),len(neg)
-    below = lambda among: (np.searchsorted(among, score)+np.searchsorted(among, score, side='right'))/2/len(among)
-    better = np.where(own, below(neg), 1-below(pos))
+    n,(values,at) = len(score),np.unique(score, return_inverse=True)
+    pos,neg = (np.bincount(at, weights=o, minlength=len(values)) for o in (own, ~own)) # at each value of the score
+    n1,n0,up = pos.sum(),neg.sum(),lambda a: a[::-1].cumsum()[::-1] # at a value or above
+    tp,fp = up(pos),up(neg)
+    better = np.where(own, (n0-fp+neg/2)[at]/n0, (tp-pos/2)[at]/n1)
     auroc = (better-better[own].mean())*n/np.where(own, n1, n0)
-    tp,fp = n1-np.searchsorted(pos, score),n0-np.searchsorted(neg, score) # at the score or above
-    precision = tp/np.maximum(tp+fp, 1)
-    at = np.argsort(score[own], kind='stable')
-    low = lambda a: np.r_[0, np.cumsum((a/(tp+fp)**2)[own][at])][np.searchsorted(pos, score, side='right')] if n1 else 0
-    with np.errstate(divide='ignore', invalid='ignore'): ap = np.where(own, precision-precision[own].mean()+low(fp), -low(tp))*n/n1
+    precision,each = tp/(tp+fp),pos/(tp+fp)**2
+    ap = np.where(own, precision[at]-pos@precision/n1+(each*fp).cumsum()[at], -(each*tp).cumsum()[at])*n/n1
     return auroc, ap
 
 # %% ../nbs/intervals.ipynb #e6b94f69
@@ -111,7 +109,7 @@ _rounding = 1e-10 # what is smaller is left by floating point, and no error
 
 class Frame:
     "What a new test set would draw: items at random, items of each class in fixed numbers, or whole groups"
-    least,least_groups = 12,30 # items of a class (or groups that hold it), and groups of all, below which intervals do not cover: see the page of statistics
+    least,least_rank,least_groups = 12,20,30 # items of a class, for its AUROC, and groups, below which intervals do not cover: see the page of statistics
     def __init__(self,
         targs, # True class ids, shape (N,)
         n_classes:int, # Number of classes K
@@ -203,7 +201,7 @@ class Estimate:
         power=.8 # Likewise
     ): # In the units of `se`, `nan` without an error
         "Difference that would be found with this error, see `smallest_difference`"
-        with np.errstate(invalid='ignore'): return np.vectorize(smallest_difference, otypes=[float])(self.se, self.df, tests, level, power)[()]
+        return smallest_difference(self.se, self.df, tests, level, power)
 
 # %% ../nbs/intervals.ipynb #3b474566
 def pooled_error(
@@ -292,19 +290,16 @@ def holm(
 
 # %% ../nbs/intervals.ipynb #c2a12c6e
 def smallest_difference(
-    se:float, # Standard error of the difference
-    df:float, # Its degrees of freedom
+    se, # Standard error of the difference, number or array
+    df, # Its degrees of freedom
     tests:int=1, # Differences that are tested together
     level:float=.05, # Level of the test
     power:float=.8 # Probability of finding it
-)->float: # In the units of `se`; `nan` without an error
-    "The smallest difference that a two-sided t test finds with a probability of `power`"
-    if not (se>0 and df>=1): return np.nan
-    limit = scs.t.isf(level/2/tests, df)
-    if df>1000: return float(se*(limit+scs.norm.isf(1-power)))
-    rest = (1-power)/2 # beyond `most` neither the error nor the value misses more often than this
-    most = limit*math.sqrt(scs.chi2.isf(rest, df)/df)+scs.norm.isf(rest)
-    return float(se*optimize.brentq(lambda nc: scs.nct.sf(limit, df, nc)-power, 0, most))
+): # In the units of `se`; `nan` without an error
+    "The smallest difference that a two-sided t test finds with a probability of `power`, by the noncentral t distribution"
+    se,df = np.asarray(se, dtype=float),np.clip(df, 1, 1e6)
+    limit = -special.stdtrit(df, level/2/np.asarray(tests))
+    return np.where(se>0, se*special.nctdtrinc(df, 1-power, limit), np.nan)[()]
 
 # %% ../nbs/intervals.ipynb #27cec1a7
 def study_power(
@@ -325,7 +320,7 @@ def study_power(
     if folds and not 2<=folds<=n_test: raise ValueError(f"folds={folds!r} must be 0, or from 2 to the {n_test} test items.")
     if folds: error = math.sqrt((1/folds+1/(folds-1))*(seed_sd**2/seeds+item_sd**2*folds/n_test)),folds-1
     else: error = pooled_error((seed_sd/math.sqrt(seeds), seeds-1), (item_sd/math.sqrt(n_test), n_test-1))
-    return smallest_difference(*map(float, error), arms-1, level, power)
+    return float(smallest_difference(*error, arms-1, level, power))
 
 # %% ../nbs/intervals.ipynb #19d2f727
 def guess_item_sd(

@@ -173,21 +173,41 @@ def fit_tau(
     return adjust_logits(prior, taus[best[abs(taus[best]-1).argmin()]], vocab)
 
 # %% ../nbs/posthoc.ipynb #1fbd3e01
+def _factors(ratio, q):
+    "Log-likelihood of shares `q`, and the factor by which expectation-maximisation multiplies each of them"
+    like = ratio@q
+    return np.log(like).sum(),(ratio/like[:,None]).mean(0)
+
+def _leap(q, q1, q2):
+    "Shares extrapolated from three that follow each other, all above 0"
+    r,v = q1-q,q2-2*q1+q
+    a = max(1., np.linalg.norm(r)/max(np.linalg.norm(v), 1e-300))
+    new = np.maximum(q+2*a*r+a*a*v, q2/10)
+    return new/new.sum()
+
 def estimate_prior(
-    probs, # Probabilities of unlabelled images, shape (N,K)
-    source, # Share of each class in what the network was trained on, shape (K,), greater than 0
-    tol:float=1e-8, # Largest change of a share at which to stop
-    max_iter:int=10_000 # Steps after which to give up
+    probs, # Calibrated probabilities of unlabelled images, shape (N,K); calibrate with `fit_bcts` first
+    source, # Share of each class in what these probabilities are calibrated for, shape (K,), greater than 0; after `fit_bcts` those of validation
+    tol:float=.01, # Stop where the log-likelihood of all images together can gain no more than this
+    max_iter:int=10_000 # Evaluations of the likelihood after which to give up
 )->np.ndarray: # Share of each class, float64, shape (K,), sum 1
-    "Shares of the classes in unlabelled images, by expectation-maximisation (Saerens et al. 2002, section 2.2)"
+    "Shares of the classes in unlabelled images, by maximum likelihood (Saerens et al. 2002, section 2.2); expect 5 to 10 points of error in all, more if not calibrated"
     s = _shares(source, 'source')
     ratio,q = _probs(probs, len(s))/s,s
-    for _ in range(max_iter):
-        post = ratio*q
-        new = (post/post.sum(1, keepdims=True)).mean(0)
-        if abs(new-q).max()<tol: return new
+    if not tol>0: raise ValueError(f"tol={tol!r} must be above 0.")
+    like,g = _factors(ratio, q)
+    for _ in range(0, max_iter, 3):
+        gap = len(ratio)*(g.max()-1)
+        if gap<tol: return q/q.sum()
+        q1 = q*g
+        like1,g1 = _factors(ratio, q1)
+        new = _leap(q, q1, q1*g1)
+        like,g = _factors(ratio, new)
+        if like<like1:
+            new = q1*g1
+            like,g = _factors(ratio, new)
         q = new
-    raise ValueError(f"max_iter={max_iter} steps were not enough for tol={tol}; the shares still change by {abs(new-q).max():.2g}. Pass a larger tol or max_iter.")
+    raise ValueError(f"max_iter={max_iter} evaluations were not enough for tol={tol}: the log-likelihood of all images could still gain {gap:.2g}. Pass a larger tol or max_iter.")
 
 # %% ../nbs/posthoc.ipynb #82ad120e
 def _fit_nll(probs, targs, n_scale, bias, vocab, how):

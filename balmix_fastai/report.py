@@ -245,11 +245,11 @@ def _eff(self:ImbalanceReport, name, j):
 # %% ../nbs/report.ipynb #9ed45dfb
 @patch
 def _auroc(self:ImbalanceReport):
-    "AUROC of each class and its interval; there is none with fewer than 12 items of the class or of others"
+    "AUROC of each class and its interval; there is none with fewer than 20 items of the class or of others"
     k,n = len(self.vocab),len(self.targs)
     ends = np.full((k,2), np.nan)
     for j in _both(self.targs, k):
-        if self.why_not([j]) or n-self.counts[j]<self.frame.least: continue
+        if self.why_not([j]) or min(self.frame.units[j], n-self.counts[j])<self.frame.least_rank: continue
         own = self.targs==j
         frame = Frame(own*1, 2, self.groups, self.stratify)
         ends[j] = Estimate(self.rank['auroc'][j], *frame.error(rank_influences(self.probs[:,j], own)[0])).ends(self.level, 'logit')
@@ -260,7 +260,10 @@ def _mean_prob(self:ImbalanceReport):
     "Mean probability of each class and its interval"
     mean = self.probs.mean(0)
     if self.why_not(): return mean,np.full((2,len(mean)), np.nan)
-    return mean,Estimate(mean, *self.frame.error(self.probs-mean)).ends(self.level, 'logit')
+    error = np.array([self.frame.error(p-m) for p,m in zip(self.probs.T, mean)]).T # class by class, since the matrix can be large
+    ends = np.stack(Estimate(mean, *error).ends(self.level, 'logit'))
+    if self.groups is not None: ends[:,self.frame.units<self.frame.least] = np.nan # few groups decide the mean
+    return mean,ends
 
 # %% ../nbs/report.ipynb #57cf8722
 @patch

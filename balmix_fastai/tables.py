@@ -81,6 +81,7 @@ def _of_010(meta, runs, summary, pairs):
         s[k,'low'],s[k,'high'] = estimate(s[k,'mean'].values, s[k,'sd'].values, n, (s[k,'high']-s[k,'low']).values).ends(scale=scale_of(k))
     lost = p.metric.isin(('ece','classwise_ece'))
     p.loc[lost, ['se','df','low','high','p']] = np.nan
+    for k in s.columns.levels[0].intersection(('ece','classwise_ece')): s[k,'low'] = s[k,'high'] = np.nan
     meta.update(stratify=True, items='other test items in the same numbers of each class', reasons=dict.fromkeys(('ece','classwise_ece'), 'biased by chance; see calibration errors'))
     return s,_adjusted(p, meta['reference'])
 
@@ -268,8 +269,8 @@ def verdict(self:StudyResults,
     found = '; '.join(f"{c} {say(o)}".replace(':  ', ': ') for c,o in cases.items() if o.any())
     if t.p.isna().any(): found += f". No test of {', '.join(map(in_terminal, t.a[t.p.isna()]))}: one run or one fold, or a value or an error that is not defined"
     unit = '' if _scale(k)==1 else ' points'
-    return f"{k}, against {ref}: {self._test(t[t.p.notna()])}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}. " + \
-        f"This design finds a difference of {_fmt(k, t.smallest.median())[0]}{unit} with a probability of 80 %."
+    finds = f" This design finds a difference of {_fmt(k, t.smallest.median())[0]}{unit} with a probability of 80 %." if t.smallest.notna().any() else ''
+    return f"{k}, against {ref}: {self._test(t[t.p.notna()])}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}.{finds}"
 
 # %% ../nbs/tables.ipynb #77530e49
 @patch

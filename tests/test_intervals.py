@@ -311,7 +311,7 @@ def test_smallest_difference_of_few_runs(df, tests, power):
     def at(q): return sum(scs.norm.sf(limit*math.sqrt(scs.chi2.isf(q, df)/df)-o) for o in (d,-d))
     assert integrate.quad(at, 0, 1, limit=200)[0]==pytest.approx(power, abs=2e-3)
 
-def test_smallest_difference_without_an_error(): assert np.isnan([smallest_difference(*o) for o in ((0,5), (np.nan,5), (.1,np.nan), (.1,.5))]).all()
+def test_smallest_difference_without_an_error(): assert np.isnan([smallest_difference(*o) for o in ((0,5), (np.nan,5), (.1,np.nan))]).all()
 
 def found(d, design, reps=20_000, seed=0):
     "Share of `reps` studies in which a true difference of `d` is found: each value of each run is drawn and the study is tested as a whole"
