@@ -341,8 +341,10 @@ def test_power_of_three_seeds_is_a_little_less():
 
 def test_power_grows_with_each_part_of_a_design():
     base = study_power(.02, .45, 400, 5)
-    assert study_power(.02, .45, 400, 10)<base and study_power(.02, .45, 800, 5)<base and study_power(.02, .45, 400, 5, arms=9)>base and study_power(.02, .45, 400, 5, power=.9)>base
-    assert study_power(0, .45, 400, 2)==pytest.approx(smallest_difference(.45/20, 399)) and study_power(.02, 0, 400, 5)==pytest.approx(smallest_difference(.02/math.sqrt(5), 4))
+    assert study_power(.02, .45, 400, 10)<base and study_power(.02, .45, 800, 5)<base
+    assert study_power(.02, .45, 400, 5, arms=9)>base and study_power(.02, .45, 400, 5, power=.9)>base
+    assert study_power(0, .45, 400, 2)==pytest.approx(smallest_difference(.45/20, 399))
+    assert study_power(.02, 0, 400, 5)==pytest.approx(smallest_difference(.02/math.sqrt(5), 4))
 
 @pytest.mark.parametrize('kw,msg', [(dict(seed_sd=-1), 'seed_sd=-1'), (dict(item_sd=np.nan), 'item_sd=nan'), (dict(arms=1), 'arms=1'), (dict(seeds=1), 'seeds=1'), (dict(seeds=0, folds=5), 'seeds=0'),
     (dict(folds=1), 'folds=1'), (dict(folds=500), '400 test items')])

@@ -83,7 +83,8 @@ def test_intervals_have_the_width_of_a_bootstrap():
         groups=lambda: (2*rng.integers(0, 150, 150)[:,None]+[0,1]).ravel())
     for kind,draw in draws.items():
         rep = ImbalanceReport(p, t, ordinal=True, groups=groups if kind=='groups' else None, stratify=kind=='counts', n_boot=0)
-        boot = pd.DataFrame([imbalance_metrics(p[i], t[i], True) | dict(nll=nll(p[i], t[i]), brier=brier(p[i], t[i]), macro_auprc=macro_auprc(p[i], t[i])) for i in (draw() for _ in range(400))])
+        parts = [(p[i],t[i]) for i in (draw() for _ in range(400))]
+        boot = pd.DataFrame([imbalance_metrics(*o, True) | dict(nll=nll(*o), brier=brier(*o), macro_auprc=macro_auprc(*o)) for o in parts])
         for k in boot: assert rep.frame.error(rep.influence[k])[0]==pytest.approx(boot[k].std(), rel=4/math.sqrt(2*400)), (kind, k)
 
 def test_interval_of_a_metric_by_hand():
@@ -130,11 +131,14 @@ def test_eleven_items_of_a_class_are_too_few_and_twelve_are_not(rarest, stratify
     why = dict.fromkeys(means | {'few'}, 'fewer than 12 items of rare')
     assert rep.reasons==(always | why if rarest<12 else always)
     row = rep.per_class.loc['rare']
-    assert np.isnan(row[['f1_low','auroc_low']].astype(float)).tolist()==[rarest<12]*2 and row.recall_low<row.recall_high
+    assert np.isnan(row['f1_low'])==(rarest<12) and row.recall_low<row.recall_high
     assert rep.per_class.loc['a', ['f1_low','auroc_low']].notna().all()
-    two = ImbalanceReport(p[:60+rarest,:2]/p[:60+rarest,:2].sum(1, keepdims=True), (np.arange(60+rarest)<60)*1, n_boot=0)
-    assert two.per_class.auroc_low.isna().tolist()==[rarest<12]*2, 'the others of a class are few, too'
-    assert two.per_class.auroc_low.isna().tolist()==[rarest<12]*2 if two.counts.min()==rarest else True
+
+@pytest.mark.parametrize('rarest', [19, 20])
+def test_auroc_of_a_class_needs_twenty_items_and_twenty_others(rarest):
+    t = (np.arange(60+rarest)<60)*1
+    p = np.random.default_rng(0).dirichlet(np.ones(2), len(t))
+    for kw in (dict(), dict(groups=np.arange(len(t)))): assert ImbalanceReport(p, t, n_boot=0, **kw).per_class.auroc_low.isna().tolist()==[rarest<20]*2
 
 @pytest.mark.parametrize('n', [29, 30])
 def test_29_groups_are_too_few_and_30_are_not(n):
@@ -233,7 +237,8 @@ def test_groups_widen_the_class_intervals():
     np.testing.assert_array_equal(a.per_class.recall, b.per_class.recall)
     for k in ('prevalence','recall','precision','auroc','mean_prob'):
         ratio = (b.per_class[f'{k}_high']-b.per_class[f'{k}_low'])/(a.per_class[f'{k}_high']-a.per_class[f'{k}_low'])
-        assert ((1.7<ratio) & (ratio<2.6)).all(), 'about the square root of 5'
+        ratio = ratio.dropna() # AUROC needs 20 groups
+        assert len(ratio)>=2 and ((1.7<ratio) & (ratio<2.6)).all(), 'about the square root of 5'
     small = np.bincount(t[::5])<12
     assert any('Fewer than 12 groups' in o for o in b.notes)==small.any()
 
@@ -295,7 +300,7 @@ def test_range_under_perfect_calibration_is_that_of_a_plain_simulation():
         for end,q in (('calibrated_low',.05), ('calibrated_high',.95)):
             v,tol = cal[end][name],4*math.sqrt(2*q*(1-q)/2000)
             assert (plain<v-1e-9).mean()<q+tol and (plain<=v+1e-9).mean()>q-tol, (name, end)
-    assert cal.value.tolist()==[ece(p, t, 10),classwise_ece(p, t, 10)] and cal.debiased.tolist()==[ece(p, t, 10, debias=True),classwise_ece(p, t, 10, debias=True)]
+    assert cal.value.tolist()==[f(p, t, 10) for f in (ece,classwise_ece)] and cal.debiased.tolist()==[f(p, t, 10, debias=True) for f in (ece,classwise_ece)]
 
 @pytest.mark.parametrize('power,n', [(1., 100), (1., 1000), (2., 100), (2., 1000)])
 def test_debiased_errors_are_nearer_to_the_truth(power, n):
@@ -348,7 +353,8 @@ def test_order_of_the_items_changes_nothing():
         np.testing.assert_allclose(a.per_class, b.per_class, atol=1e-12)
 
 @pytest.mark.parametrize('kw,msg', [(dict(level=1), 'level=1'), (dict(n_boot=10), '40 or more'), (dict(n_boot=-1), 'n_boot=-1'), (dict(n_boot=99.5), '99.5'), (dict(bins=0), 'bins=0'),
-    (dict(n_boot=True), 'n_boot=True'), (dict(groups=[1,2]*60, stratify=True), 'cannot go together'), (dict(vocab=['a']*4), '4 different'), (dict(vocab='abc'), '4 different'), (dict(train_counts=[1,2]), 'train_counts'), (dict(train_counts=[-1,2,3,4]), 'not negative'),
+    (dict(n_boot=True), 'n_boot=True'), (dict(groups=[1,2]*60, stratify=True), 'cannot go together'),
+    (dict(vocab=['a']*4), '4 different'), (dict(vocab='abc'), '4 different'), (dict(train_counts=[1,2]), 'train_counts'), (dict(train_counts=[-1,2,3,4]), 'not negative'),
     (dict(groups=[1]*120), 'two or more'), (dict(groups=[1,2]), r'groups has shape \(2,\)'), (dict(groups=[None]*60+[1]*60), 'missing'), (dict(train_counts=[1]*4, shots=(5,)), 'shots')])
 def test_bad_arguments_are_refused(kw, msg):
     p,t = _data(0)

@@ -28,7 +28,8 @@ def predictions(out): return {o.parent.name: pd.read_csv(o) for o in sorted(out.
 
 @pytest.mark.parametrize('kw,says', [(dict(arms={}), 'arms is empty'), (dict(reference='x'), "reference='x'"), (dict(seeds=0), 'seeds'), (dict(seeds=[1,1]), 'seeds'), (dict(seeds=[-1]), 'seeds'),
     (dict(arms={'a':dict(alpha=-1)}), "arm 'a': alpha=-1"), (dict(arms={'a':dict(alpah=1)}), "arm 'a': 'alpah'"), (dict(arms={'A b':{}, 'a-b':{}}), 'same folder'),
-    (dict(folds=3), 'test part'), (dict(valid_pct=.1), 'no effect'), (dict(centre='mode'), 'centre'), (dict(stratify=1), 'stratify=1'), (dict(stratify='yes'), "stratify='yes'"), (dict(stratify=None), 'stratify=None'), (dict(protocol=dict(fast, bs=400)), 'bs=400 is more than the 341'),
+    (dict(folds=3), 'test part'), (dict(valid_pct=.1), 'no effect'), (dict(centre='mode'), 'centre'), (dict(stratify=1), 'stratify=1'), (dict(stratify='yes'), "stratify='yes'"), (dict(stratify=None), 'stratify=None'),
+    (dict(protocol=dict(fast, bs=400)), 'bs=400 is more than the 341'),
     (dict(protocol=dict(fast, metric='quadratic_kappa')), 'quadratic_kappa')])
 def test_refuses(digits, kw, says):
     with pytest.raises(ValueError, match=says): Study(digits, **{**dict(arms=arms, protocol=fast), **kw})
@@ -36,7 +37,7 @@ def test_refuses(digits, kw, says):
 def test_fixed_class_counts_do_not_go_with_groups(grouped):
     with pytest.raises(ValueError, match='these images have groups, such as patients'): Study(grouped, arms, fast, folds=3, stratify=True)
 
-three = {'instance': {}, 'mixed': dict(alpha=.3), 'other': dict(alpha=.4)}
+three = dict(instance={}, mixed=dict(alpha=.3), other=dict(alpha=.4))
 
 @pytest.mark.parametrize('kw', [dict(seeds=5), dict(seeds=10, table=['accuracy','nll'])])
 def test_plan_by_a_guess(digits, kw):
