@@ -168,6 +168,7 @@ def _compare_items(a, b, title):
 
 _of_calibration = dict.fromkeys(('ece','classwise_ece'), 'compare nll and brier instead')
 
+# %% ../nbs/compare.ipynb #263949f2
 def _lacks(*reports):
     "Why a metric has no interval in one of some reports, by its items"
     own = (r.reasons.items() for r in reports)

@@ -10,8 +10,7 @@ __all__ = ['scales', 'check_level', 'wilson', 'recall_influence', 'decision_infl
            'mcnemar_exact', 'sign_flip', 'holm', 'smallest_difference', 'study_power', 'guess_item_sd']
 
 # %% ../nbs/intervals.ipynb #feb44563
-import math, warnings
-import numpy as np
+import math, numpy as np
 from scipy import special
 from scipy import stats as scs
 
@@ -155,12 +154,14 @@ class Frame:
 
     def _of_items(self, x):
         n = self.counts[self.targs]
-        if self.stratify: x = x-(np.stack([np.bincount(self.targs, weights=o, minlength=len(self.counts)) for o in x.T], 1)/np.maximum(self.counts, 1)[:,None])[self.targs]
+        if self.stratify:
+            sums = np.stack([np.bincount(self.targs, weights=o, minlength=len(self.counts)) for o in x.T], 1)
+            x = x-(sums/np.maximum(self.counts, 1)[:,None])[self.targs]
         return x*np.sqrt(n/np.maximum(n-1, 1))[:,None] # the variance within a class is that of a sample
 
 # %% ../nbs/intervals.ipynb #163211f5
-scales = {'plain': (lambda v: v, lambda v: v, lambda v: np.ones_like(v)), 'logit': (special.logit, special.expit, lambda v: 1/(v*(1-v))),
-    'fisher': (np.arctanh, np.tanh, lambda v: 1/(1-v*v)), 'log': (np.log, np.exp, lambda v: 1/v)} # to the scale, back, and derivative
+scales = dict(plain=(lambda v: v, lambda v: v, lambda v: np.ones_like(v)), logit=(special.logit, special.expit, lambda v: 1/(v*(1-v))),
+    fisher=(np.arctanh, np.tanh, lambda v: 1/(1-v*v)), log=(np.log, np.exp, lambda v: 1/v)) # to the scale, back, and derivative
 
 def scale_of(
     metric:str # Name of a metric

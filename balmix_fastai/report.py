@@ -148,6 +148,7 @@ def _shot_ids(self:ImbalanceReport):
     ids = {o: np.flatnonzero((self.shot==o) & (self.counts>0)) for o in _shot_names}
     return {k:v for k,v in ids.items() if len(v)}
 
+# %% ../nbs/report.ipynb #9e919af4
 @patch
 def why_not(self:ImbalanceReport,
     ids=() # Classes that count each for itself

@@ -208,6 +208,8 @@ def recompute(
 def _scale(metric): return 1 if metric in ('nll','brier') else 100
 def _digits(metric): return 3 if _scale(metric)==1 else 1
 def _fmt(metric, *vals): return ['' if np.isnan(v) else f'{v*_scale(metric):.{_digits(metric)}f}' for v in vals]
+
+# %% ../nbs/tables.ipynb #1d609560
 def _ends(metric, low, high): return '' if np.isnan(low) else '[{}, {}]'.format(*_fmt(metric, low, high))
 
 # %% ../nbs/tables.ipynb #cf7d7aac

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
 from balmix_fastai.compare import mean_estimate
-from balmix_fastai.intervals import Estimate, Frame, decision_influences, grade_influences, rank_influences, sign_flip, smallest_difference, study_power
+from balmix_fastai.intervals import Estimate, Frame, decision_influences, grade_influences, rank_influences, sign_flip, study_power
 from balmix_fastai.metrics import classwise_ece, decision_metrics, ece, grade_metrics, ranking_metrics
 from balmix_fastai.report import ImbalanceReport
 
@@ -29,8 +29,7 @@ designs = {
     '15 patients of 20 images, five grades': dict(pi=grades, n=300, group=20),
     '40 patients of 10 images, five grades': dict(pi=grades, n=400, group=10),
     '100 patients of 4 images, rarest class 20': dict(pi=(.85, .10, .05), n=400, group=4),
-    '300 patients of 3 images, five grades': dict(pi=grades, n=900, group=3),
-}
+    '300 patients of 3 images, five grades': dict(pi=grades, n=900, group=3)}
 
 def images(rng, pi, n, group=0, stratify=False):
     "Classes, groups (or `None`) and logits of the images that all models share, without what a model adds"
@@ -73,7 +72,8 @@ def coverage(name, reps, seed=0):
         ends = np.array([o[k][1:] for o in got if k in o])
         ends = ends[~np.isnan(ends).any(1)]
         hit = (ends[:,0]<=v) & (v<=ends[:,1])
-        rows.append(dict(design=name, metric=k, truth=v, reps=reps, printed=len(ends), covered=int(hit.sum()), below=int((v<ends[:,0]).sum()), width=np.diff(ends, axis=1).mean() if len(ends) else np.nan))
+        width = np.diff(ends, axis=1).mean() if len(ends) else np.nan
+        rows.append(dict(design=name, metric=k, truth=v, reps=reps, printed=len(ends), covered=int(hit.sum()), below=int((v<ends[:,0]).sum()), width=width))
     return pd.DataFrame(rows)
 
 def _both(p, y):
