@@ -324,6 +324,7 @@ def _notes(self:ImbalanceReport):
     rare = self.probs[np.arange(len(self.targs)),self.targs]<_eps
     self.notes = res + ([f"{rare.sum()} items have a true class of probability 0, which nll counts as 2.2e-16."] if rare.any() else [])
 
+# %% ../nbs/report.ipynb #996ba37d
 @patch
 def _reason_notes(self:ImbalanceReport):
     "Which metrics have no interval, for each reason"
