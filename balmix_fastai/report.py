@@ -305,6 +305,7 @@ def population(self:ImbalanceReport)->str:
     "A sentence that says what the intervals speak of"
     return f"Intervals ({100*self.level:g} %) speak of the same trained model, measured on {self.new_items()}. Another training run would add its own differences."
 
+# %% ../nbs/report.ipynb #2f6cb981
 @patch
 def _notes(self:ImbalanceReport):
     "Set `notes`"

@@ -196,7 +196,8 @@ def jobs(scale=1.):
     folds = [(folds_size, f, s, r(2000)) for f,s in ((5,1), (5,3), (5,5), (10,1), (2,5))]
     errors = [(calibration, over, n, r(1000)) for over in (1.,1.5,3.) for n in (100,400,2000)]
     pairs = [(differences, name, r(2000)) for name in designs if 'very good' not in name]
-    return dict(coverage=[(coverage, name, r(2000)) for name in designs], differences=pairs, seeds=seeds, folds=folds, calibration=errors, power=[(power, r(100_000))])
+    single = [(coverage, name, r(2000)) for name in designs]
+    return dict(coverage=single, differences=pairs, seeds=seeds, folds=folds, calibration=errors, power=[(power, r(100_000))])
 
 def _do(job): return job[0](*job[1:])
 
