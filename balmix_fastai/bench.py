@@ -7,10 +7,11 @@ Docs: https://balmix.github.io/balmix_fastai/bench.html.md"""
 # %% auto #0
 __all__ = ['benches', 'take_turns', 'ratio', 'make_jpegs', 'bench_loader', 'bench_network', 'bench_batches', 'bench_step',
            'bench_draw', 'bench_start', 'bench_memory', 'peak_of', 'bench_study', 'bench_report', 'report_memory',
-           'BenchResults', 'run_benches']
+           'bench_zip', 'bench_folds', 'BenchResults', 'run_benches']
 
 # %% ../nbs/bench.ipynb #85078c9e
-import fastai, gc, json, platform, subprocess, time, torchvision, tracemalloc
+import fastai, gc, json, platform, subprocess, time, torchvision, tracemalloc, zipfile
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 
 from fastai.vision.all import *
@@ -20,6 +21,8 @@ from torch.utils.data import WeightedRandomSampler
 
 from .sampling import *
 from .data import *
+from .datasets import ImageSet
+from .layouts import cifar_lt
 from .mixup import *
 from .output import *
 from .report import ImbalanceReport, markdown_table
@@ -325,7 +328,7 @@ def bench_study(
     n:int=100, # Test images
     rounds:int=5 # Turns
 )->pd.DataFrame: # Seconds, a column for each number of arms
-    "Tables of a study of three classes, without resampling"
+    "Tables of a study of three classes"
     studies = {f'{a} arms': _made_up_study(a, seeds, n) for a in arms}
     return take_turns({k: (lambda o=o: analyse(*o, n_boot=0) and None) for k,o in studies.items()}, rounds)
 
@@ -334,7 +337,7 @@ def bench_report(
     k:int=1000, # Classes
     rounds:int=3 # Turns
 )->pd.DataFrame: # Seconds, a column for each size
-    "Reports without resampling"
+    "Reports without sets of labels for the calibration errors"
     preds = {f'{n:,} predictions': _made_up(n, k) for n in sizes}
     return take_turns({o: (lambda v=v: ImbalanceReport(*v, n_boot=0) and None) for o,v in preds.items()}, rounds)
 
@@ -342,13 +345,38 @@ def report_memory(
     n:int=10**4, # Predictions
     k:int=1000 # Classes
 )->dict: # Bytes of the probabilities (float64), and peak bytes beyond them
-    "Peak memory of a report without resampling"
+    "Peak memory of such a report"
     p,y = _made_up(n, k)
     tracemalloc.start()
     ImbalanceReport(p, y, n_boot=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return dict(probs=p.nbytes, report=peak)
+
+# %% ../nbs/bench.ipynb #1908ff5d
+def bench_zip(
+    sizes:tuple=(3000,30000), # Numbers of classes
+    rounds:int=3 # Turns
+)->pd.DataFrame: # Seconds, a column for each size
+    "The refusal of archives with too many classes"
+    def refuse(path):
+        with suppress(ValueError): cifar_lt(path)
+    with TemporaryDirectory() as d:
+        files = {f'{n:,} classes': Path(d)/f'{n}.zip' for n in sizes}
+        for n,f in zip(sizes, files.values()):
+            with zipfile.ZipFile(f, 'w') as z:
+                for i in range(n): z.writestr(f'train/{i}/a.png', b'')
+        return take_turns({k: partial(refuse, f) for k,f in files.items()}, rounds)
+
+def bench_folds(
+    sizes:tuple=(10**4,10**5), # Numbers of images
+    k:int=1000, # Classes
+    rounds:int=3 # Turns
+)->pd.DataFrame: # Seconds, a column for each size
+    "Five folds of images with groups of about three"
+    rng = np.random.default_rng(0)
+    sets = {f'{n:,} images': ImageSet([f'{i}.png' for i in range(n)], np.arange(n)%k, range(k), groups=rng.integers(0, n//3, n)) for n in sizes}
+    return take_turns({o: (lambda v=v: v.folds(5) and None) for o,v in sets.items()}, rounds)
 
 # %% ../nbs/bench.ipynb #061f9e43
 def _row(what, times, a, b, goal, up=False):
@@ -407,7 +435,12 @@ def _growth_rows(quick, rounds):
     t = bench_report((n,10*n), k, min(rounds, 3))
     res.append(_row(f'report of {10*n:,} predictions of {k:,} classes', t, f'{10*n:,} predictions', f'{n:,} predictions', 15.))
     m = report_memory(10*n, k)
-    return res+[dict(what='peak memory of that report', ours='report', against='its probabilities', ratio=m['report']/m['probs'], goal=4.)]
+    res.append(dict(what='peak memory of that report', ours='report', against='its probabilities', ratio=m['report']/m['probs'], goal=4.))
+    n,k = (1000,50) if quick else (10**4,1000)
+    t = bench_zip((n//10*3, 3*n), min(rounds, 3))
+    res.append(_row(f'refusal of a zip of {3*n:,} classes', t, f'{3*n:,} classes', f'{n//10*3:,} classes', 15.))
+    t = bench_folds((n, 10*n), k, min(rounds, 3))
+    return res+[_row(f'folds of {10*n:,} images with groups, {k:,} classes', t, f'{10*n:,} images', f'{n:,} images', 15.)]
 
 benches = dict(loader=_loader_rows, network=_network_rows, batches=_batch_rows, step=_step_rows, draw=_draw_rows, start=_start_rows, memory=_memory_rows,
     growth=_growth_rows)

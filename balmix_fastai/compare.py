@@ -20,13 +20,28 @@ less_is_better = ('nll','brier','ece','classwise_ece') # metrics of which less i
 
 class Comparison(_Tables):
     "Differences of metrics between two models or two lists of models, made by `compare`: `table`, `reasons` why there is no interval, `notes`, `pairs`"
-    def __init__(self, a, b, est, level, reasons, notes, title, pairs=None):
-        store_attr('level,reasons,notes,title,pairs')
+    def __init__(self,
+        a, # Series of the metrics of a
+        b, # Those of b
+        est, # Differences as an `Estimate`
+        level, # Level of confidence
+        reasons, # Why some metrics have no interval
+        notes, # What is compared, and what intervals speak of
+        title, # Title of the tables
+        pairs=None # Data frame of the differences of the pairs of runs
+    ):
+        store_attr('level,notes,title,pairs')
+        est = Estimate(est.value, np.where(a.index.isin(list(reasons)), np.nan, est.se), est.df)
         low,high = est.ends(level)
         self.table = pd.DataFrame(dict(a=a, b=b, diff=est.value, low=low, high=high, p=est.p(), smallest=est.smallest(level=1-level)), index=a.index)
-        lacks = (k for k in a.index if np.isnan(self.table.low[k]) and k not in reasons)
-        self.reasons = reasons | {k: 'no run and no item differs' if self.table['diff'][k]==0 else 'not defined in all reports' for k in lacks}
+        self.reasons = {k: reasons.get(k) or self._why(*o) for k,*o in zip(a.index, est.value, est.se, low) if np.isnan(o[2])}
         self.notes = [*notes, *self._findings()]
+
+    def _why(self, diff, se, low):
+        "Why a difference has no interval"
+        if np.isnan(diff): return 'not defined in all reports'
+        if np.isnan(se): return 'its error is not defined in all reports'
+        return 'no run and no item differs' if diff==0 else 'all runs or items differ by the same'
 
     def _findings(self):
         "Notes on what the intervals tell"
@@ -46,11 +61,15 @@ class Comparison(_Tables):
         return {'diff is a - b': pd.DataFrame({'a': t.a.map(_num), 'b': t.b.map(_num), 'diff': [_num(v, '+.3f') for v in t['diff']],
             f'{pct} interval': ends, 'p': t.p.map(short), 'smallest': t.smallest.map(_num)}, index=t.index)}
 
-    def to_csv(self, path):
+    def to_csv(self,
+        path # File to write
+    ):
         "Write the table, one metric a line"
         write_table(path, self.table, index=True)
 
-    def to_json(self, path=None):
+    def to_json(self,
+        path=None # File to write; `None` only returns the text
+    )->str: # JSON text, in which `nan` is null
         "Table, differences of the pairs and notes as JSON text, written to `path` if that is given"
         pairs = None if self.pairs is None else self.pairs.to_dict('list')
         return self._write_json(dict(title=self.title, level=self.level, table=self.table.to_dict('index'), reasons=self.reasons, pairs=pairs, notes=self.notes), path)
@@ -92,7 +111,7 @@ def mean_estimate(
     v = np.asarray(values, dtype=float)
     if folds is not None:
         v = fold_means(v, folds)
-        if len(v)<2: return Estimate(v.mean(0), np.full(v.shape[1], np.nan))
+        if len(v)<2: return Estimate(v.mean(0), *np.full((2,v.shape[1]), np.nan))
         return Estimate(v.mean(0), *folds_error(v, n_train, n_test))
     return Estimate(v.mean(0), *(item_error if len(v)<2 else pooled_error(runs_error(v), item_error)))
 
@@ -147,10 +166,13 @@ def _compare_items(a, b, title):
     notes.append("These are two trained models. Whether one way to train is better than the other takes several seeds of both: pass lists of reports.")
     return Comparison(va, vb, est, a.level, _lacks(a, b), notes, title or f'{a.title} - {b.title}')
 
-def _lacks(a, b):
-    "Why a metric has no interval in one of two reports, by its items"
-    own = lambda r: {k:v for k,v in r.reasons.items() if k not in r.influence}
-    return {k: 'compare nll and brier instead' if k in ('ece','classwise_ece') else v for k,v in (own(a) | own(b)).items()}
+_of_calibration = dict.fromkeys(('ece','classwise_ece'), 'compare nll and brier instead')
+
+# %% ../nbs/compare.ipynb #263949f2
+def _lacks(*reports):
+    "Why a metric has no interval in one of some reports, by its items"
+    own = (r.reasons.items() for r in reports)
+    return {k:v for r,o in zip(reports, own) for k,v in o if k not in r.influence} | _of_calibration
 
 # %% ../nbs/compare.ipynb #01deba40
 def _tabled(a, b):
@@ -164,11 +186,12 @@ def _compare_seeds(a, b, folds, title):
         try: _check_like(a[0], o, f'a[0] and a[{j}]')
         except ValueError as e: raise ValueError(f"{e} For folds or random splits pass n_train and n_test; n_train=float('inf') where the training sets do not overlap.") from e
     va,vb = _tabled(a, b)
-    mean = {k: np.mean([_gap(x.influence, y.influence)[k] for x,y in zip(a, b)], 0) for k in _gap(a[0].influence, b[0].influence)}
+    gaps = [_gap(x.influence, y.influence) for x,y in zip(a, b)]
+    mean = {k: np.mean([o[k] for o in gaps], 0) for k in gaps[0] if all(k in o for o in gaps)}
     est = mean_estimate(va-vb, item_errors(a[0].frame, mean, va.columns))
     notes = [f"{len(a)} pairs of runs, measured on the same items. The error is that over runs and that over items together: "
         f"intervals ({100*a[0].level:g} %) and p speak of new runs, measured on {a[0].new_items()}."]
-    return Comparison(va.mean(), vb.mean(), est, a[0].level, _lacks(a[0], b[0]), notes, title or f'{a[0].title} - {b[0].title}', va-vb)
+    return Comparison(va.mean(), vb.mean(), est, a[0].level, _lacks(*a, *b), notes, title or f'{a[0].title} - {b[0].title}', va-vb)
 
 def _compare_folds(a, b, n_train, n_test, folds, title):
     va,vb = _tabled(a, b)
@@ -181,4 +204,4 @@ def _compare_folds(a, b, n_train, n_test, folds, title):
     est = mean_estimate(va-vb, folds=folds, n_train=n_train, n_test=n_test)
     notes = [f"{len(a)} pairs of runs in {j} folds. Runs of a fold are averaged; then a t test over folds with the variance of Nadeau and Bengio (2003), since training sets overlap. "
         f"Intervals ({100*a[0].level:g} %) and p speak of new training sets, runs and items of the same kind. The test is careful: equal methods are called different in fewer than 5 % of cases."]
-    return Comparison(va.mean(), vb.mean(), est, a[0].level, {k: 'compare nll and brier instead' for k in ('ece','classwise_ece')}, notes, title or f'{a[0].title} - {b[0].title}', va-vb)
+    return Comparison(va.mean(), vb.mean(), est, a[0].level, _of_calibration, notes, title or f'{a[0].title} - {b[0].title}', va-vb)

@@ -10,15 +10,16 @@ __all__ = ['scales', 'check_level', 'wilson', 'recall_influence', 'decision_infl
            'mcnemar_exact', 'sign_flip', 'holm', 'smallest_difference', 'study_power', 'guess_item_sd']
 
 # %% ../nbs/intervals.ipynb #feb44563
-import math, warnings
-import numpy as np
+import math, numpy as np
 from scipy import special
 from scipy import stats as scs
 
 from .sampling import _as_floats
 
 # %% ../nbs/intervals.ipynb #99feafd8
-def check_level(level):
+def check_level(
+    level # Level of confidence
+):
     "Raise a `ValueError` unless `level` can be a level of confidence"
     if not 0<level<1: raise ValueError(f"level={level} must lie between 0 and 1; .95 gives 95 % intervals.")
 
@@ -103,6 +104,8 @@ def rank_influences(
     return auroc, ap
 
 # %% ../nbs/intervals.ipynb #e6b94f69
+_rounding = 1e-10 # what is smaller is left by floating point, and no error
+
 class Frame:
     "What a new test set would draw: items at random, items of each class in fixed numbers, or whole groups"
     least,least_rank,least_groups = 12,20,30 # items of a class, for its AUROC, and groups, below which intervals do not cover: see the page of statistics
@@ -125,6 +128,7 @@ class Frame:
         total,square = (np.bincount(cells//self.size, weights=w, minlength=k) for w in (n, n*n))
         return np.divide(total**2, square, out=np.zeros(k), where=square>0)
 
+    def __repr__(self): return f"Frame of {len(self.targs):,} items{' in fixed class counts' if self.stratify else ''}" + ('' if self.groups is None else f' in {self.size:,} groups')
     @property
     def unit(self): return 'items' if self.groups is None else 'groups'
     @property
@@ -140,7 +144,8 @@ class Frame:
         one = x.ndim==1
         x = x[:,None] if one else x
         if self.groups is None: x = self._of_items(x)
-        else: x = np.stack([np.bincount(self.groups, weights=o, minlength=self.size) for o in x.T], 1)*math.sqrt(self.size/(self.size-1))
+        else: x = np.stack([np.bincount(self.groups, weights=o, minlength=self.size) for o in x.T], 1)*math.sqrt(self.size/max(self.size-1, 1))
+        x = np.where(abs(x)<_rounding, 0, x)
         square = (x**2).sum(0)
         with np.errstate(divide='ignore', invalid='ignore'): df = 2*self.size/((x**4).sum(0)*self.size/square**2-1)
         df = np.clip(np.where(np.isfinite(df) & (df>0), df, self.size-1), 1, max(self.size-1, 1))
@@ -149,12 +154,14 @@ class Frame:
 
     def _of_items(self, x):
         n = self.counts[self.targs]
-        if self.stratify: x = x-(np.stack([np.bincount(self.targs, weights=o, minlength=len(self.counts)) for o in x.T], 1)/np.maximum(self.counts, 1)[:,None])[self.targs]
+        if self.stratify:
+            sums = np.stack([np.bincount(self.targs, weights=o, minlength=len(self.counts)) for o in x.T], 1)
+            x = x-(sums/np.maximum(self.counts, 1)[:,None])[self.targs]
         return x*np.sqrt(n/np.maximum(n-1, 1))[:,None] # the variance within a class is that of a sample
 
 # %% ../nbs/intervals.ipynb #163211f5
-scales = {'plain': (lambda v: v, lambda v: v, lambda v: np.ones_like(v)), 'logit': (special.logit, special.expit, lambda v: 1/(v*(1-v))),
-    'fisher': (np.arctanh, np.tanh, lambda v: 1/(1-v*v)), 'log': (np.log, np.exp, lambda v: 1/v)} # to the scale, back, and derivative
+scales = dict(plain=(lambda v: v, lambda v: v, lambda v: np.ones_like(v)), logit=(special.logit, special.expit, lambda v: 1/(v*(1-v))),
+    fisher=(np.arctanh, np.tanh, lambda v: 1/(1-v*v)), log=(np.log, np.exp, lambda v: 1/v)) # to the scale, back, and derivative
 
 def scale_of(
     metric:str # Name of a metric
@@ -164,18 +171,24 @@ def scale_of(
 
 class Estimate:
     "A value, its standard error, and the degrees of freedom of that error; numbers or arrays"
-    def __init__(self, value, se, df=np.inf): self.value,self.se,self.df = (np.asarray(o, dtype=float) for o in (value, se, df))
+    def __init__(self,
+        value, # Number or array
+        se, # Standard error, of the same shape; `nan` where it is not known
+        df=np.inf # Degrees of freedom of the standard error
+    ): self.value,self.se,self.df = (np.asarray(o, dtype=float) for o in (value, se, df))
+
+    def __repr__(self): return f'Estimate: value {self.value}, standard error {self.se}, degrees of freedom {self.df}'
 
     def ends(self,
         level:float=.95, # Level of confidence
         scale:str='plain' # Key of `scales`
-    )->tuple: # Lower and upper end; `nan` without an error above 0
+    )->tuple: # Lower and upper end; `nan` without an error above 0, and for a value at the end of the scale
         "The t interval, made on a scale"
         check_level(level)
         to,back,slope = scales[scale]
         with np.errstate(all='ignore'):
-            half = np.where(self.se>0, -special.stdtrit(np.minimum(self.df, 1e9), (1-level)/2)*self.se*slope(self.value), np.nan)
             mid = to(self.value)
+            half = np.where((self.se>0) & np.isfinite(mid), -special.stdtrit(np.minimum(self.df, 1e9), (1-level)/2)*self.se*slope(self.value), np.nan)
             return back(mid-half)[()],back(mid+half)[()]
 
     def p(self): # 1 for a value of 0 without an error, `nan` for another without one
@@ -183,7 +196,11 @@ class Estimate:
         with np.errstate(all='ignore'): t = abs(self.value)/self.se
         return np.where(self.se>0, 2*special.stdtr(np.minimum(self.df, 1e9), -t), np.where((self.value==0) & (self.se==0), 1., np.nan))[()]
 
-    def smallest(self, tests=1, level=.05, power=.8):
+    def smallest(self,
+        tests=1, # As in `smallest_difference`
+        level=.05, # Likewise
+        power=.8 # Likewise
+    ): # In the units of `se`, `nan` without an error
         "Difference that would be found with this error, see `smallest_difference`"
         return smallest_difference(self.se, self.df, tests, level, power)
 
@@ -200,7 +217,11 @@ def runs_error(
     values # A value of each run, shape (R,...), R of 2 or more
 )->tuple: # Standard error of their mean, and degrees of freedom
     "The error of a mean over independent runs"
-    return np.std(values, axis=0, ddof=1)/math.sqrt(len(values)),np.full(np.shape(values)[1:], len(values)-1.)[()]
+    return _sd(values)/math.sqrt(len(values)),np.full(np.shape(values)[1:], len(values)-1.)[()]
+
+def _sd(values):
+    s = np.std(values, axis=0, ddof=1)
+    return np.where(s<_rounding, 0, s)[()]
 
 # %% ../nbs/intervals.ipynb #52aab1f5
 def folds_error(
@@ -213,7 +234,7 @@ def folds_error(
     tr,te = np.asarray(n_train, dtype=float),np.asarray(n_test, dtype=float)
     for k,o in dict(n_train=tr, n_test=te).items():
         if o.shape not in ((), v.shape[:1]) or not (o>0).all(): raise ValueError(f"{k}={o} must be a positive number of items, or one for each of the {len(v)} values.")
-    return v.std(0, ddof=1)*math.sqrt(1/len(v)+(te/tr).mean()),np.full(v.shape[1:], len(v)-1.)[()]
+    return _sd(v)*math.sqrt(1/len(v)+(te/tr).mean()),np.full(v.shape[1:], len(v)-1.)[()]
 
 def nadeau_bengio(
     diffs, # One difference for each split, shape (J,), J of 2 or more

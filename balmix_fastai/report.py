@@ -148,6 +148,7 @@ def _shot_ids(self:ImbalanceReport):
     ids = {o: np.flatnonzero((self.shot==o) & (self.counts>0)) for o in _shot_names}
     return {k:v for k,v in ids.items() if len(v)}
 
+# %% ../nbs/report.ipynb #9e919af4
 @patch
 def why_not(self:ImbalanceReport,
     ids=() # Classes that count each for itself
@@ -194,7 +195,7 @@ def _metrics(self:ImbalanceReport, val):
     for k,inf in self.influence.items():
         est = Estimate(val[k], *self.frame.error(inf))
         low[k],high[k] = wilson(self.right.sum(), len(self.targs), self.level) if k=='accuracy' and self.frame.plain else est.ends(self.level, scale_of(k))
-        if np.isnan(low[k]): self.reasons[k] = 'no item differs from another' if not est.se>0 else 'the value is at the end of its scale'
+        if np.isnan(low[k]): self.reasons[k] = 'its error is not defined' if np.isnan(est.se) else 'no item differs from another' if est.se==0 else 'the value is at the end of its scale'
     self.metrics = pd.DataFrame(dict(value=list(val.values()), low=list(low.values()), high=list(high.values())), index=pd.Index(list(val), name='metric'))
     self.reasons = {k:v for k,v in self.reasons.items() if v}
 
@@ -304,6 +305,7 @@ def population(self:ImbalanceReport)->str:
     "A sentence that says what the intervals speak of"
     return f"Intervals ({100*self.level:g} %) speak of the same trained model, measured on {self.new_items()}. Another training run would add its own differences."
 
+# %% ../nbs/report.ipynb #2f6cb981
 @patch
 def _notes(self:ImbalanceReport):
     "Set `notes`"
@@ -323,6 +325,7 @@ def _notes(self:ImbalanceReport):
     rare = self.probs[np.arange(len(self.targs)),self.targs]<_eps
     self.notes = res + ([f"{rare.sum()} items have a true class of probability 0, which nll counts as 2.2e-16."] if rare.any() else [])
 
+# %% ../nbs/report.ipynb #996ba37d
 @patch
 def _reason_notes(self:ImbalanceReport):
     "Which metrics have no interval, for each reason"

@@ -485,7 +485,7 @@ def plan(self:Study,
     if len(self.arms)<2: return "One arm: there is nothing to compare it with."
     if len(self.seeds)<2 and len(self.sets)<2: return "One run for each arm: this study cannot tell whether one arm is better than another; take 3 seeds or more."
     begin,res = f"Smallest difference from {in_terminal(self.reference)} that this study finds with a probability of 80 % ({len(self.arms)-1} tests, Holm)",self._at_hand(out)
-    how = f"by the runs in {out}"
+    how = f"by the runs in {in_terminal(str(out))}"
     if res is None: res,how = self._by_guess(),f"by a guess: runs of two arms differ with a standard deviation of {100*_guess['seed_sd']:g} points, and {100*_guess['differ']:g} % of the images are decided differently"
     each = ', '.join(f"{k} {100*v:.1f} points" if k not in ('nll','brier') else f"{k} {v:.3f}" for k,v in res.items() if not np.isnan(v))
     return f"{begin}, {how}: {each or 'not known for these metrics'}."
@@ -501,7 +501,7 @@ def _by_guess(self:Study):
 def _at_hand(self:Study, out):
     "`StudyResults.power` of finished runs, or `None` if there are too few"
     if out is None or sum((self._dir(out, r)/'metrics.json').exists() for r in self.runs)<4: return None
-    res = analyse(*self._gather(out)).power(len(self.seeds))
+    res = analyse(*self._gather(out)).power(len(self.seeds), len(self.arms))
     return None if res.isna().all() else res
 
 # %% ../nbs/study.ipynb #dc2b5ea7

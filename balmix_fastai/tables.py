@@ -71,8 +71,8 @@ def _of_010(meta, runs, summary, pairs):
     if len(meta['n'])>1: raise ValueError("These are tables of folds by version 0.1.0, whose verdicts do not hold; make them anew from the predictions with `recompute`, or run the study again.")
     z,df = 2*1.959964,meta['n'][0]-1
     def estimate(value, sd, n, width):
-        error = (width/z, np.full(len(width), float(df)))
-        return Estimate(value, *pooled_error(*([(sd/np.sqrt(n), n-1)] if (n>1).all() else []), error))
+        runs = np.where(n>1, sd/np.sqrt(n), 0),np.maximum(n-1, 1) # one run says nothing of others
+        return Estimate(value, *pooled_error(runs, (width/z, np.full(len(width), float(df)))))
     p = pairs[['a','b','metric','runs','diff','sd']].copy()
     est = estimate(p['diff'].values, p.sd.values, p.runs.values, (pairs.high-pairs.low).values)
     p['se'],p['df'],(p['low'],p['high']),p['p'] = est.se,est.df,est.ends(),np.where(p.runs>1, est.p(), np.nan)
@@ -135,9 +135,10 @@ class _Means:
     def estimate(self, rows, minus=None):
         "Mean of runs, or of their differences from other runs, as an `Estimate` of all metrics"
         v = self.values[rows]-(0 if minus is None else self.values[minus])
+        if len(self.meta['n'])==1: return mean_estimate(v, self.over_items(rows, minus))
         at = np.unique(self.folds[rows])
-        if len(at)==1: return mean_estimate(v, self.over_items(rows, minus))
-        return mean_estimate(v, folds=self.folds[rows], n_train=[sum(self.meta['counts'][f]) for f in at], n_test=[self.meta['n'][f] for f in at])
+        est = mean_estimate(v, folds=self.folds[rows], n_train=[sum(self.meta['counts'][f]) for f in at], n_test=[self.meta['n'][f] for f in at])
+        return Estimate(est.value, np.where(np.isin(self.metrics, ['ece','classwise_ece']), np.nan, est.se), est.df)
 
 # %% ../nbs/tables.ipynb #tb0sum02
 def _summary(runs, means):
@@ -161,7 +162,7 @@ def _pairs(meta, runs, means):
     rest = [a for a in of if a!=ref]
     todo = [(a, ref) for a in rest if ref in of] + [(b, a) for i,a in enumerate(rest) for b in rest[i+1:]]
     parts = [_difference(means, a, b, [of[a][k] for k in keys], [of[b][k] for k in keys]) for a,b in todo if (keys := [k for k in of[a] if k in of[b]])]
-    if not parts: return pd.DataFrame(columns=['a','b','metric'])
+    if not parts: return pd.DataFrame(columns='a b metric runs diff sd se df low high p p_holm smallest'.split())
     return _adjusted(pd.DataFrame({k: np.concatenate([o[k] for o in parts]) for k in parts[0]}), ref)
 
 def _difference(means, a, b, rows, minus):
@@ -188,7 +189,9 @@ def analyse(
     full = pd.concat([key, vals, runs.drop(columns=key.columns).reset_index(drop=True)], axis=1)
     recalls = pd.concat([key, pd.DataFrame([r.per_class.recall.values for r in reports], columns=class_columns(meta['vocab']))], axis=1)
     means = _Means(meta, full, reports, metrics)
-    meta = meta | dict(reasons={k: v for r in reports for k,v in r.reasons.items() if k not in r.influence}, items=reports[0].new_items())
+    lacks = {k: v for r in reports for k,v in r.reasons.items() if k not in r.influence and v!='not defined'}
+    if len(meta['n'])>1: lacks = {k:v for k,v in lacks.items() if k in ('ece','classwise_ece')} # the error over folds needs no error over items
+    meta = meta | dict(reasons=lacks, items=reports[0].new_items())
     return StudyResults(meta, full, _summary(full, means), _pairs(meta, full, means), recalls)
 
 def recompute(
@@ -205,6 +208,8 @@ def recompute(
 def _scale(metric): return 1 if metric in ('nll','brier') else 100
 def _digits(metric): return 3 if _scale(metric)==1 else 1
 def _fmt(metric, *vals): return ['' if np.isnan(v) else f'{v*_scale(metric):.{_digits(metric)}f}' for v in vals]
+
+# %% ../nbs/tables.ipynb #1d609560
 def _ends(metric, low, high): return '' if np.isnan(low) else '[{}, {}]'.format(*_fmt(metric, low, high))
 
 # %% ../nbs/tables.ipynb #cf7d7aac
@@ -243,8 +248,9 @@ def against(self:StudyResults,
 @patch
 def _test(self:StudyResults, t):
     "In words: the test of the rows `t` of `pairs`, and what it speaks of"
-    n = f"{t.runs.min()} runs" if t.runs.min()==t.runs.max() else f"{t.runs.min()} to {t.runs.max()} runs"
-    if len(self.meta['n'])>1: return f"t test over {len(self.meta['n'])} folds (Nadeau and Bengio 2003; {n} of each arm), for new training sets and new images"
+    span = lambda o: f"{o.min():.0f}" if o.min()==o.max() else f"{o.min():.0f} to {o.max():.0f}"
+    n = f"{span(t.runs)} runs"
+    if len(self.meta['n'])>1: return f"t test over {span(t.df+1)} folds (Nadeau and Bengio 2003; {n} of each arm), for new training sets and new images"
     return f"t test over {n} and test images together, for new runs, measured on {self.meta.get('items', 'other test items')}"
 
 @patch
@@ -254,6 +260,7 @@ def verdict(self:StudyResults,
     "In words: the test, the arms that differ from the reference and those that cannot be told apart from it, and the smallest difference that would be found"
     k,ref = ifnone(metric, self.meta['table'][0]),in_terminal(self.meta['reference'])
     t = self._versus(k)
+    if not len(t): return f"{k}: no arm has runs to compare with {ref}."
     if why := self.meta.get('reasons', {}).get(k): return f"{k}: no interval and no test ({why})."
     if (t.runs<2).all(): return f"One run for each arm: the spread over seeds is not known, so no method can be called better than another in {k}."
     if t.p.isna().all(): return f"{k}: no test, since its value or its error is not defined."
@@ -262,22 +269,26 @@ def verdict(self:StudyResults,
     m = t.p.notna().sum()
     cases = {'different are': yes, f"different only without Holm's correction, which is no finding: ": alone, 'not told apart are': ~yes & ~alone & t.p.notna()}
     found = '; '.join(f"{c} {say(o)}".replace(':  ', ': ') for c,o in cases.items() if o.any())
+    if t.p.isna().any(): found += f". No test of {', '.join(map(in_terminal, t.a[t.p.isna()]))}: one run or one fold, or a value or an error that is not defined"
     unit = '' if _scale(k)==1 else ' points'
     finds = f" This design finds a difference of {_fmt(k, t.smallest.median())[0]}{unit} with a probability of 80 %." if t.smallest.notna().any() else ''
-    return f"{k}, against {ref}: {self._test(t)}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}.{finds}"
+    return f"{k}, against {ref}: {self._test(t[t.p.notna()])}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}.{finds}"
 
 # %% ../nbs/tables.ipynb #77530e49
 @patch
 def power(self:StudyResults,
-    seeds:int|None=None # Runs of each arm; `None` takes those at hand
+    seeds:int|None=None, # Runs of each arm; `None` takes those at hand
+    arms:int|None=None # Arms of the study; `None` takes those at hand
 )->pd.Series: # Metric of the table to difference, in its units; `nan` where it is not known
     "The smallest difference from the reference that would be found with a probability of 80 %, by the median arm"
     res = {}
     for k in self.meta['table']:
         t,n = self._versus(k),self.meta['n'][0]
         t = t[t.sd.notna() & t.se.notna()]
-        if len(self.meta['n'])>1 or not len(t): res[k] = t.smallest.median() if len(t) else np.nan # more seeds leave the folds as they are
-        else: res[k] = study_power(t.sd.median(), np.sqrt((t.se**2-t.sd**2/t.runs).clip(0).median()*n), n, ifnone(seeds, int(t.runs.median())), arms=len(t)+1)
+        many = ifnone(arms, len(t)+1)
+        if not len(t): res[k] = np.nan
+        elif len(self.meta['n'])>1: res[k] = pd.Series(Estimate(t['diff'], t.se, t.df).smallest(many-1)).median() # more seeds leave the folds as they are
+        else: res[k] = study_power(t.sd.median(), np.sqrt((t.se**2-t.sd**2/t.runs).clip(0).median()*n), n, ifnone(seeds, int(t.runs.median())), arms=many)
     return pd.Series(res)
 
 # %% ../nbs/tables.ipynb #9229dc25
@@ -290,7 +301,7 @@ def to_markdown(self:StudyResults)->str:
         f"Measured on the {what}; training images per class {m['counts'][0]}."]
     if m['missing']: res.append(f"**{m['missing']} runs of the study are missing.**")
     if m['split']=='valid': res.append("**There is no test part: these are the images that chose the checkpoint, if one was chosen, and the figures are optimistic.**")
-    res += [f"Percent, {m['centre']} ± standard deviation over runs" + ", [95 % interval of the mean, for new runs and new images]" + ":", markdown_table(self.to_frame())]
+    res += [f"Percent, {m['centre']} ± standard deviation over runs" + f", [95 % interval of the mean, for new runs and new images{'; with one run: for new images only' if (n==1).any() and len(m['n'])==1 else ''}]:", markdown_table(self.to_frame())]
     for k in m['table']:
         if len(self.pairs): res += [f"## {k}, against {in_markdown(m['reference'])}", markdown_table(self.against(k)), in_markdown(self.verdict(k))]
     common = {k:v for k,v in first(m['arms'].values()).items() if all(k in o and o[k]==v for o in m['arms'].values())}

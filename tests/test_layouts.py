@@ -440,7 +440,7 @@ def test_isic_lists_train(data_dir, tmp_path, arm):
     study = read_study('isic2019-lt', tmp_path, [arm], 1, dict(differ='ignore'), arch='small_cnn', pretrained=False, head='fastai', size=16, bs=32)
     study.arms = {arm: dict(study.arms[arm], **stages)}
     assert study.run(tmp_path/'out', progress=False)=={}
-    res = study.results(tmp_path/'out', n_boot=40)
+    res = study.results(tmp_path/'out')
     assert len(res.runs)==1 and np.isfinite(res.runs.balanced_accuracy).all() and (tmp_path/'out'/'predictions.npz').exists()
 
 # MedMNIST

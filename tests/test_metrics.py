@@ -120,30 +120,55 @@ def test_proper_scores_and_auprc_are_sklearns(absent):
     assert macro_auprc(torch.tensor(probs), torch.tensor(targs))==pytest.approx(np.mean(aps), abs=1e-12)
     assert math.isnan(macro_auprc(probs, targs*0))
 
+def test_nll_of_certain_and_right_predictions_is_0(): assert math.copysign(1, nll(np.eye(3), [0,1,2]))==1 and f'{nll(np.eye(3), [0,1,2]):.3f}'=='0.000'
+
 def test_nll_of_an_impossible_truth_is_sklearns():
     probs,targs = np.array([[1.,0.],[.5,.5]]),[1,0]
     assert nll(probs, targs)==pytest.approx(skm.log_loss(targs, probs)) and np.isfinite(nll(probs, targs))
 
 def _ece_by_hand(conf, hit, bins):
-    "The definition, bin by bin: (m/M, (m+1)/M], and 0 in the first"
+    "The definition, bin by bin: [m/M, (m+1)/M), and 1 in the last; what is 1e-6 below a border is on it, as numbers of 32 bits may be"
     total = 0
     for m in range(bins):
-        at = [i for i,c in enumerate(conf) if (c>m/bins or (m==0 and c==0)) and c<=(m+1)/bins]
+        at = [i for i,c in enumerate(conf) if (c>=m/bins-1e-6 or m==0) and (c<(m+1)/bins-1e-6 or m==bins-1)]
         if at: total += abs(np.mean([hit[i] for i in at])-np.mean([conf[i] for i in at]))*len(at)/len(conf)
     return total
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**32-1), n=st.integers(1, 40), k=st.integers(2, 5), bins=st.integers(1, 20), ties=st.booleans())
-def test_calibration_errors_follow_the_definitions(seed, n, k, bins, ties):
+@given(seed=st.integers(0, 2**32-1), n=st.integers(1, 40), k=st.integers(2, 5), bins=st.integers(1, 20), ties=st.booleans(), single=st.booleans())
+def test_calibration_errors_follow_the_definitions(seed, n, k, bins, ties, single):
     _,p,t = _data(seed, n, k)
-    if ties: p = np.eye(k)[p.argmax(1)]*.5+.5/k # values on borders of bins
-    assert ece(p, t, bins)==pytest.approx(_ece_by_hand(p.max(1), p.argmax(1)==t, bins), abs=1e-9)
-    assert classwise_ece(p, t, bins)==pytest.approx(np.mean([_ece_by_hand(p[:,c], t==c, bins) for c in range(k)]), abs=1e-9)
+    if ties: # multiples of 1/bins, the borders
+        p = np.random.default_rng(seed).multinomial(bins, np.full(k, 1/k), n)/bins
+    if single: p = p.astype(np.float32)
+    assert ece(p, t, bins)==pytest.approx(_ece_by_hand(p.max(1), p.argmax(1)==t, bins), abs=1e-6)
+    assert classwise_ece(p, t, bins)==pytest.approx(np.mean([_ece_by_hand(p[:,c], t==c, bins) for c in range(k)]), abs=1e-6)
 
-def test_a_border_belongs_to_the_bin_below():
+def test_a_border_belongs_to_the_bin_above():
+    "As in torchmetrics, and for both precisions"
     p = np.array([[.25,.75],[.2,.8]])
-    assert ece(p, [1,0], 4)==pytest.approx((.25+.8)/2) and ece(p, [1,0], 2)==pytest.approx(.55/2)
-    assert classwise_ece(p, [1,0], 4)==pytest.approx(((.25+.8)/2+.55/2)/2), '.25 and .2 share a bin, .75 and .8 do not'
+    for o in (p, p.astype(np.float32)):
+        assert ece(o, [1,0], 4)==pytest.approx(.55/2) and ece(o, [1,0], 2)==pytest.approx(.55/2)
+        assert classwise_ece(o, [1,0], 4)==pytest.approx(((.25+.8)/2+.55/2)/2), '.25 and .2 are in two bins, .75 and .8 in one'
+    assert ece([[0.,1.],[.05,.95]], [1,0], 10)==pytest.approx(.95/2), '1 is in the last bin'
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32-1), bins=st.integers(1, 16))
+def test_calibration_errors_of_both_precisions_are_equal(seed, bins):
+    "Fractions with small denominators, many of which are borders"
+    rng = np.random.default_rng(seed)
+    p = rng.integers(1, 7, (30,3)).astype(float)
+    p,t = p/p.sum(1, keepdims=True),rng.integers(0, 3, 30)
+    for f in (ece, classwise_ece):
+        for kw in (dict(), dict(debias=True)): assert f(p.astype(np.float32), t, bins, **kw)==pytest.approx(f(p, t, bins, **kw), abs=1e-5)
+
+def test_debiased_error_of_one_bin_by_hand():
+    "Items of probability .7 in one bin, 12 of 20 right: |gap| of 2 of 20 with noise of variance 4.2, less the mean excess of the folded normal"
+    p = np.tile([.7,.3], (20,1))
+    t = (np.arange(20)>=12)*1
+    gap,s = 2.,math.sqrt(20*.7*.3)
+    assert ece(p, t, 5, debias=True)==pytest.approx((2*gap-scs.foldnorm.mean(gap/s, scale=s))/20)
+    assert ece(np.eye(2), [0,1], debias=True)==0 and ece(np.eye(2), [1,0], debias=True)==1, 'certain predictions have no noise'
 
 def test_calibration_of_certain_predictions():
     assert ece(np.eye(3), [0,1,2])==classwise_ece(np.eye(3), [0,1,2])==brier(np.eye(3), [0,1,2])==0

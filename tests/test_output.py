@@ -4,7 +4,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from balmix_fastai.output import as_text, check_folder, from_sheet, in_figure, in_markdown, in_terminal, map_text
 from balmix_fastai.output import read_predictions, read_table, save_picture, write_table, write_whole
-from balmix_fastai.report import ImbalanceReport, compare, terminal_table
+from balmix_fastai.compare import compare
+from balmix_fastai.report import ImbalanceReport, terminal_table
 from balmix_fastai.tables import analyse, StudyResults
 
 names = ['NA', 'None', 'nan', '01', '1e3', 'True', '0.2', 'a,b', 'say "x"', 'two\nlines', 'carriage\rreturn', 'both\r\n', '=1+1', ' space ', 'läsion', '猫', '😀', '$10_$20', r'\frac', '<b>', 'x'*300, '']

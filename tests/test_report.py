@@ -1,9 +1,7 @@
-"report: weighted metrics against scikit-learn on the expanded resample, resamples, coverage by simulation, tests against scipy and statsmodels, rendering."
+"report: values against scikit-learn and the plain functions, reasons where there is no interval, calibration against a plain simulation, rendering."
 import json, math, warnings
 import numpy as np, pandas as pd, pytest, scipy.stats as scs, sklearn.metrics as skm, torch
 from hypothesis import given, settings, strategies as st
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from fastai.basics import CrossEntropyLossFlat, Learner, nn
 from fastai.torch_core import set_seed
@@ -12,7 +10,7 @@ from balmix_fastai import report as R
 from balmix_fastai.datasets import digits_lt
 from balmix_fastai.bench import report_memory
 from balmix_fastai.metrics import ShotAccuracy, brier, classwise_ece, ece, imbalance_metrics, macro_auprc, nll
-from balmix_fastai.report import ImbalanceReport, compare, holm, mcnemar_exact, nadeau_bengio, paired_figures, sign_flip, wilson
+from balmix_fastai.report import ImbalanceReport
 
 def _data(seed, n=120, k=4, absent=(), ties=False, skill=1.5):
     "Probabilities with some skill, or with none and few values, and targets without the classes `absent`"
@@ -34,29 +32,8 @@ def _plain(p, t, k, bins, counts, shots, guess=None):
             auroc=[skm.roc_auc_score(t==c, p[:,c]) if 0<(t==c).sum()<len(t) else np.nan for c in range(k)], mean_prob=p.mean(0))
     return res,cl
 
-@pytest.mark.filterwarnings('ignore:A single label was found')
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32-1), n=st.integers(2, 50), k=st.integers(2, 6), ties=st.booleans(), grouped=st.booleans(), decided=st.booleans(),
-    data=st.data())
-def test_weighted_metrics_are_those_of_the_resample(seed, n, k, ties, grouped, decided, data):
-    absent = data.draw(st.sets(st.integers(0, k-1), max_size=k-1))
-    p,t = _data(seed, n, k, absent, ties)
-    groups = np.random.default_rng(seed).integers(0, max(2, n//3), n) if grouped else None
-    ids = R._group_ids(groups, n) if grouped and len(set(groups))>1 else None
-    counts = np.arange(k)*15
-    guess = np.random.default_rng(seed).integers(0, k, n) if decided else p.argmax(1)
-    calc = R._Weighted(p, t, guess, 7, True, R.shot_groups(counts, (50,20)))
-    for w in R._resamples(t, ids, 3, seed):
-        got,cl = calc(w)
-        for r in range(w.shape[1]):
-            idx = np.repeat(np.arange(n), w[:,r].astype(int))
-            want,wcl = _plain(p[idx], t[idx], k, 7, counts, (50,20), guess[idx])
-            assert not set(got)-set(want)
-            for name in got: np.testing.assert_allclose(got[name][r], want[name], atol=1e-9, err_msg=name)
-            for name in cl: np.testing.assert_allclose(cl[name][r], wcl[name], atol=1e-9, err_msg=f'{name} of a class')
-
 @pytest.mark.parametrize('absent', [(), (2,), (0,3)])
-def test_report_holds_the_plain_values_and_its_bootstrap_those_of_the_resamples(absent):
+def test_report_holds_the_plain_values(absent):
     p,t = _data(1, absent=absent)
     counts = [500,50,19,5]
     rep = ImbalanceReport(torch.tensor(p), torch.tensor(t), 'abcd', counts, ordinal=True, n_boot=40, bins=10, seed=3)
@@ -68,12 +45,158 @@ def test_report_holds_the_plain_values_and_its_bootstrap_those_of_the_resamples(
     for k in ('recall','precision','f1','auroc','mean_prob'): np.testing.assert_allclose(rep.per_class[k], cl[k], atol=1e-12)
     np.testing.assert_array_equal(rep.per_class.n, cl['n'])
     np.testing.assert_allclose(rep.per_class.prevalence, cl['n']/120)
-    w, = R._resamples(t, None, 40, 3)
-    for r in (0,39):
-        idx = np.repeat(np.arange(120), w[:,r].astype(int))
-        boot,_ = _plain(p[idx], t[idx], 4, 10, counts, (100,20))
-        assert {k: v[r] for k,v in rep.boot.items()} == {k: pytest.approx(boot[k], abs=1e-9) for k in rep.boot}
-    for k,v in rep.boot.items(): np.testing.assert_allclose(rep.metrics.loc[k, ['low','high']].astype(float), np.quantile(v, [.025,.975]), atol=1e-12)
+
+def explained(rep):
+    "Has each metric without an interval a reason that is printed, and no other one a reason?"
+    lacks = rep.metrics.index[rep.metrics.low.isna()]
+    assert set(rep.reasons)==set(lacks)==set(rep.metrics.index[rep.metrics.high.isna()])
+    shown = ' '.join(repr(rep).split())
+    for k in lacks: assert rep.reasons[k] in shown and (k in ('ece','classwise_ece') or any(k in o and rep.reasons[k] in o for o in rep.notes))
+    ok = rep.metrics.dropna()
+    assert ((ok.low<=ok.value) & (ok.value<=ok.high) & (ok.low<ok.high)).all()
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32-1), n=st.integers(1, 120), k=st.integers(2, 5), kind=st.sampled_from(['ties','plain','same','perfect','wrong']), drawn=st.sampled_from(['items','counts','groups']),
+    data=st.data())
+def test_no_interval_goes_without_a_word(seed, n, k, kind, drawn, data):
+    absent = data.draw(st.sets(st.integers(0, k-1), max_size=k-1))
+    p,t = _data(seed, n, k, absent, kind=='ties')
+    if kind=='same': p = np.full((n,k), 1/k)
+    if kind in ('perfect','wrong'): p = np.eye(k)[(t+(kind=='wrong'))%k]
+    groups = np.random.default_rng(seed).integers(0, n//2+1, n) if drawn=='groups' and n>3 else None
+    if groups is not None: groups[0] = -1 # two groups at least
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        rep = ImbalanceReport(p, t, train_counts=[300,50,5,0,200][:k], ordinal=True, groups=groups, stratify=drawn=='counts', n_boot=0)
+    explained(rep)
+    pc = rep.per_class
+    for c in ('recall','precision','f1','auroc','mean_prob','prevalence'):
+        low,v,high = pc[[f'{c}_low',c,f'{c}_high']].astype(float).values.T
+        assert (np.isnan(low)==np.isnan(high)).all() and (np.isnan(low) | (low<=v+1e-12) & (v<=high+1e-12)).all(), c
+
+def test_intervals_have_the_width_of_a_bootstrap():
+    "Of the plain functions, on 400 resamples of the items, of the items of each class, or of groups: the same standard errors"
+    p,t = _data(4, n=300, k=3, skill=1)
+    groups = np.arange(300)//2
+    at,rng = [np.flatnonzero(t==k) for k in range(3)],np.random.default_rng(0)
+    draws = dict(items=lambda: rng.integers(0, 300, 300), counts=lambda: np.concatenate([rng.choice(o, len(o)) for o in at]),
+        groups=lambda: (2*rng.integers(0, 150, 150)[:,None]+[0,1]).ravel())
+    for kind,draw in draws.items():
+        rep = ImbalanceReport(p, t, ordinal=True, groups=groups if kind=='groups' else None, stratify=kind=='counts', n_boot=0)
+        parts = [(p[i],t[i]) for i in (draw() for _ in range(400))]
+        boot = pd.DataFrame([imbalance_metrics(*o, True) | dict(nll=nll(*o), brier=brier(*o), macro_auprc=macro_auprc(*o)) for o in parts])
+        for k in boot: assert rep.frame.error(rep.influence[k])[0]==pytest.approx(boot[k].std(), rel=4/math.sqrt(2*400)), (kind, k)
+
+def test_interval_of_a_metric_by_hand():
+    "MCC on Fisher's scale, with the degrees of freedom of its error"
+    p,t = _data(4, n=300, k=3, skill=1)
+    for level in (.8,.95):
+        rep = ImbalanceReport(p, t, n_boot=0, level=level)
+        se,df = rep.frame.error(rep.influence['mcc'])
+        v = rep.metrics.value.mcc
+        half = scs.t.ppf((1+level)/2, df)*se/(1-v*v)
+        assert tuple(rep.metrics.loc['mcc', ['low','high']])==pytest.approx((np.tanh(np.arctanh(v)-half),np.tanh(np.arctanh(v)+half)))
+        assert tuple(rep.metrics.loc['accuracy', ['low','high']])==pytest.approx(proportion_confint(rep.right.sum(), 300, 1-level, 'wilson'))
+
+def test_figures_of_the_classes_by_hand():
+    p,t = _data(4, n=300, k=3, skill=1)
+    rep = ImbalanceReport(p, t, n_boot=0, level=.9)
+    pc,called,hits = rep.per_class,np.bincount(p.argmax(1), minlength=3),np.bincount(t[rep.right], minlength=3)
+    want = dict(recall=(hits, pc.n), precision=(hits, called), prevalence=(pc.n, 300))
+    for k,(a,b) in want.items(): np.testing.assert_allclose(pc[[f'{k}_low',f'{k}_high']].T, proportion_confint(a, b, alpha=.1, method='wilson'))
+    jaccard = np.array(proportion_confint(hits, pc.n+called-hits, alpha=.1, method='wilson'))
+    np.testing.assert_allclose(pc[['f1_low','f1_high']].T, 2*jaccard/(1+jaccard))
+    for k in range(3):
+        pos,neg = p[t==k,k],p[t!=k,k]
+        psi = (pos[:,None]>neg) + .5*(pos[:,None]==neg)
+        a,se = psi.mean(),math.sqrt(psi.mean(1).var(ddof=1)/len(pos)+psi.mean(0).var(ddof=1)/len(neg)) # DeLong
+        low,high = scs.norm.interval(.9, math.log(a/(1-a)), se/a/(1-a))
+        np.testing.assert_allclose(pc[['auroc_low','auroc_high']].values[k], 1/(1+np.exp([-low,-high])), atol=2e-3) # the normal quantile for t with many degrees of freedom
+        m,s = p[:,k].mean(),p[:,k].std()/math.sqrt(300)
+        low,high = scs.norm.interval(.9, math.log(m/(1-m)), s/m/(1-m))
+        np.testing.assert_allclose(pc[['mean_prob_low','mean_prob_high']].values[k], 1/(1+np.exp([-low,-high])), atol=2e-3)
+    fixed = ImbalanceReport(p, t, n_boot=0, stratify=True).per_class
+    assert fixed[['prevalence_low','prevalence_high']].isna().all(axis=None) and fixed.recall_low.notna().all()
+
+means = {'balanced_accuracy','macro_f1','macro_auroc','macro_auprc'}
+always = {'ece':'biased by chance; see calibration errors', 'classwise_ece':'biased by chance; see calibration errors'}
+
+@pytest.mark.parametrize('rarest', [11, 12])
+@pytest.mark.parametrize('stratify', [False, True])
+def test_eleven_items_of_a_class_are_too_few_and_twelve_are_not(rarest, stratify):
+    t = np.repeat([0,1,2], [60,40,rarest])
+    p = np.random.default_rng(0).dirichlet(np.ones(3), len(t))
+    rep = ImbalanceReport(p, t, ['a','b','rare'], [300,50,5], n_boot=0, stratify=stratify)
+    explained(rep)
+    why = dict.fromkeys(means | {'few'}, 'fewer than 12 items of rare')
+    assert rep.reasons==(always | why if rarest<12 else always)
+    row = rep.per_class.loc['rare']
+    assert np.isnan(row['f1_low'])==(rarest<12) and row.recall_low<row.recall_high
+    assert rep.per_class.loc['a', ['f1_low','auroc_low']].notna().all()
+
+@pytest.mark.parametrize('rarest', [19, 20])
+def test_auroc_of_a_class_needs_twenty_items_and_twenty_others(rarest):
+    t = (np.arange(60+rarest)<60)*1
+    p = np.random.default_rng(0).dirichlet(np.ones(2), len(t))
+    for kw in (dict(), dict(groups=np.arange(len(t)))): assert ImbalanceReport(p, t, n_boot=0, **kw).per_class.auroc_low.isna().tolist()==[rarest<20]*2
+
+@pytest.mark.parametrize('n', [29, 30])
+def test_29_groups_are_too_few_and_30_are_not(n):
+    rng = np.random.default_rng(0)
+    g = np.arange(6*n)//6
+    t = np.tile([0,1,2], 2*n)
+    rep = ImbalanceReport(rng.dirichlet(np.ones(3), 6*n), t, groups=g, ordinal=True, n_boot=0)
+    explained(rep)
+    if n==30: assert rep.reasons==always and rep.per_class.notna().all(axis=None)
+    else:
+        assert set(rep.reasons)==set(rep.metrics.index) and {v for k,v in rep.reasons.items() if k not in always}=={'29 groups, fewer than 30'}
+        assert rep.per_class.filter(regex='_low|_high').isna().all(axis=None)
+
+def test_a_class_in_few_groups():
+    "30 groups, of which 11 or 20 hold the class in equal numbers; and one more that holds nearly all of it"
+    t = np.tile([0,0,1,1], 30)
+    g = np.arange(120)//4
+    for few in (np.where(g<11, 2*(t>0), t), np.where(g<20, 2*(t>0), t)):
+        rep = ImbalanceReport(np.random.default_rng(0).dirichlet(np.ones(3), 120), few*(few!=1), groups=g, n_boot=0)
+        explained(rep)
+        small = rep.frame.units[2]<12
+        assert (rep.reasons.get('macro_f1')=='fewer than 12 groups of 2')==small==(g[few==2].max()<12)
+    big = np.r_[np.full(100, 2),few]
+    rep = ImbalanceReport(np.random.default_rng(0).dirichlet(np.ones(3), 220), big, groups=np.r_[np.full(100, 0),g], n_boot=0)
+    assert rep.frame.units[2]<3 and rep.reasons['balanced_accuracy']=='fewer than 12 groups of 1, 2' and 'accuracy' not in rep.reasons
+
+def test_one_item_one_class_and_one_probability():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        one = ImbalanceReport([[.9,.1]], [0], ordinal=True, n_boot=40)
+        same = ImbalanceReport(np.tile([.6,.3,.1], (50,1)), np.zeros(50, int), ordinal=True, n_boot=40)
+        flat = ImbalanceReport(np.full((90,3), 1/3), np.arange(90)%3, ordinal=True, n_boot=40)
+    for rep in (one, same, flat):
+        explained(rep)
+        rep.to_markdown(), rep._repr_html_(), rep.to_json()
+    assert one.metrics.value['accuracy']==1 and np.isnan(one.metrics.loc['macro_auroc']).all() and one.reasons['macro_auroc']=='not defined' and one.reasons['nll']=='no item differs from another'
+    assert tuple(one.metrics.loc['accuracy', ['low','high']])==pytest.approx(proportion_confint(1, 1, method='wilson'))
+    assert same.metrics.value['balanced_accuracy']==1 and same.reasons['brier']=='no item differs from another' and same.reasons['macro_auprc']=='not defined'
+    assert flat.metrics.value['mcc']==0 and flat.reasons['mcc']=='its error is not defined' and flat.reasons['nll']==flat.reasons['macro_auprc']=='no item differs from another'
+    assert flat.reasons['kendall_tau']=='not defined'
+
+def test_all_right_and_all_wrong():
+    t = np.arange(60)%3
+    for g,v in ((t, 1.), ((t+1)%3, 0.)):
+        rep = ImbalanceReport(np.eye(3)[g]*.8+.2/3, t, n_boot=0)
+        explained(rep)
+        assert rep.metrics.value['accuracy']==rep.metrics.value['balanced_accuracy']==v and rep.reasons['balanced_accuracy']=='no item differs from another'
+        assert tuple(rep.metrics.loc['accuracy', ['low','high']])==pytest.approx(proportion_confint(v*60, 60, method='wilson'))
+    perfect = ImbalanceReport(np.eye(3)[t], t, n_boot=0).metrics.value
+    assert perfect.nll==perfect.brier==0 and math.copysign(1, perfect.nll)==math.copysign(1, nll(np.eye(3), [0,1,2]))==1 and '-0.000' not in repr(rep)
+
+def test_a_value_at_the_end_of_its_scale_has_no_interval(monkeypatch):
+    "Should an error ever be left there"
+    t,own = np.arange(60)%2,ImbalanceReport._influences
+    monkeypatch.setattr(ImbalanceReport, '_influences', lambda self: own(self) | dict(macro_f1=t-.5))
+    rep = ImbalanceReport(np.eye(2)[t]*.8+.1, t, n_boot=0)
+    explained(rep)
+    assert rep.metrics.value['macro_f1']==1 and rep.reasons['macro_f1']=='the value is at the end of its scale'
 
 def test_decisions_of_another_rule():
     "Shares, kappa and the confusion matrix follow the decisions; calibration and ranking the probabilities"
@@ -85,6 +208,7 @@ def test_decisions_of_another_rule():
     np.testing.assert_allclose(b.per_class.recall, skm.recall_score(t, g, average=None))
     same = ['macro_auroc','macro_auprc','nll','brier','ece','classwise_ece']
     pd.testing.assert_frame_equal(a.metrics.loc[same], b.metrics.loc[same])
+    pd.testing.assert_frame_equal(a.calibration, b.calibration)
     for bad,msg in ((g[1:], 'guess has shape'), (g+1, 'guess holds the class id 4'), (g*1., 'guess holds float64')):
         with pytest.raises(ValueError, match=msg): ImbalanceReport(p, t, guess=bad)
 
@@ -95,102 +219,6 @@ def test_shot_groups_without_test_items_are_no_metric():
     assert rep.per_class.shot.tolist()==['many','medium','medium','few']
     assert ImbalanceReport(p, t, train_counts=[500,50,60,5], cuts=(2,3), n_boot=0).per_class.shot.tolist()==['many','medium','many','few']
     assert not {'many','medium','few'} & set(ImbalanceReport(p, t, n_boot=0).metrics.index)
-
-def test_resamples_are_bootstrap_draws():
-    t = np.random.default_rng(0).permutation(np.repeat([0,1,2], [30,7,1]))
-    w = np.concatenate(list(R._resamples(t, None, 4000, 1)), 1)
-    for c,n in enumerate((30,7,1)): assert (w[t==c].sum(0)==n).all()
-    for c,n in enumerate((30,7)): # each item is drawn Binomial(n, 1/n) times
-        z = (w[t==c].mean(1)-1)/math.sqrt((1-1/n)/4000)
-        assert abs(z).max()<4.5
-        for times in (0,1,2):
-            q = scs.binom.pmf(times, n, 1/n)
-            assert abs((w[t==c][0]==times).mean()-q) < 4*math.sqrt(q*(1-q)/4000)
-
-def test_resamples_draw_whole_groups():
-    g = R._group_ids(np.array(['x','y','z','x','z','z']), 6)
-    w = np.concatenate(list(R._resamples(np.zeros(6, int), g, 3000, 1)), 1)
-    assert (w[0]==w[3]).all() and (w[2]==w[4]).all() and (w[2]==w[5]).all()
-    assert (w[[0,1,2]].sum(0)==3).all()
-    assert abs(w.mean(1)-1).max() < 4*math.sqrt(2/3/3000)
-
-def test_size_of_the_chunks_changes_nothing():
-    _,t = _data(0)
-    for g in (None, np.arange(120)//2):
-        a,b = (np.concatenate(list(R._resamples(t, g, 37, 5, size)), 1) for size in (1<<20, 1000))
-        np.testing.assert_array_equal(a, b)
-
-def test_repeatable_and_the_same_for_other_models_of_the_items():
-    (p,t),(q,_) = _data(0),_data(9)
-    a,b,c = (ImbalanceReport(x, t, n_boot=50, seed=s) for x,s in ((p,0), (p,0), (p,1)))
-    for k in a.boot: np.testing.assert_array_equal(a.boot[k], b.boot[k])
-    assert (a.boot['mcc']!=c.boot['mcc']).any()
-    pd.testing.assert_frame_equal(a.metrics, b.metrics)
-    state = np.random.get_state()[1].copy()
-    both = ImbalanceReport((p+q)/2, t, n_boot=50)
-    assert (np.random.get_state()[1]==state).all(), 'no global generator'
-    d = compare(a, both)
-    np.testing.assert_array_equal(d.boot['brier'], a.boot['brier']-both.boot['brier'])
-    np.testing.assert_array_equal(compare(a, b).boot['brier'], 0)
-
-def test_no_bootstrap_leaves_values_and_wilson_intervals():
-    p,t = _data(0)
-    rep,full = ImbalanceReport(p, t, n_boot=0),ImbalanceReport(p, t, n_boot=40)
-    np.testing.assert_array_equal(rep.metrics.value, full.metrics.value)
-    assert rep.metrics[['low','high']].isna().all(None) and rep.boot['mcc'].shape==(0,)
-    np.testing.assert_array_equal(rep.per_class.recall_low, full.per_class.recall_low)
-    assert any('no bootstrap' in o for o in rep.notes)
-    repr(rep), rep._repr_html_(), repr(compare(rep, rep))
-
-def test_percentiles_agree_with_scipys_bootstrap():
-    p,t = _data(4, n=150, k=2, skill=1)
-    rep = ImbalanceReport(p, t, n_boot=4000)
-    right = (p.argmax(1)==t).astype(float)
-    bacc = lambda x,y,axis=-1: (x.mean(axis)+y.mean(axis))/2
-    ref = scs.bootstrap((right[t==0], right[t==1]), bacc, n_resamples=4000, method='percentile', vectorized=True, rng=np.random.default_rng(0))
-    sd,grid = ref.standard_error,.5/np.bincount(t).min()
-    tol = 4*math.sqrt(2*.025*.975/4000)/scs.norm.pdf(1.96)*sd + grid # standard error of a difference of two quantiles, and their steps
-    got = rep.metrics.loc['balanced_accuracy', ['low','high']].astype(float)
-    assert abs(got-np.array(ref.confidence_interval)).max()<tol<.2*6*sd
-    assert rep.boot['balanced_accuracy'].std()==pytest.approx(sd, rel=4*math.sqrt(1/4000))
-
-def _ends(t, right, groups, k, name, seed, n_boot=300):
-    "Percentile interval of a metric of guesses that are right or one class off, without the rest of a report"
-    guess = np.where(right, t, (t+1)%k)
-    calc = R._Weighted(np.eye(k)[guess]*.8+.2/k, t, guess, 5)
-    return R.percentile_ends(np.concatenate([calc(w)[0][name] for w in R._resamples(t, groups, n_boot, seed)]), .95)
-
-def test_stratified_intervals_cover():
-    "Of 95 % intervals of balanced accuracy 92 to 96 % should cover, for 40 to 80 images a class; counts within z=4 of that"
-    t,recall,runs = np.repeat([0,1,2], [80,60,40]),np.array([.85,.7,.6]),400
-    rng = np.random.default_rng(0)
-    ends = np.array([_ends(t, rng.random(180)<recall[t], None, 3, 'balanced_accuracy', i) for i in range(runs)])
-    cover = ((ends[:,0]<=recall.mean()) & (recall.mean()<=ends[:,1])).sum()
-    assert scs.binom.cdf(cover, runs, .92)>scs.norm.sf(4) and scs.binom.sf(cover-1, runs, .96)>scs.norm.sf(4)
-    width = np.diff(ends)[:,0].mean()
-    assert width==pytest.approx(2*1.96*math.sqrt((recall*(1-recall)/[80,60,40]).sum())/3, rel=.05), 'the width of the normal interval'
-
-def test_cluster_intervals_cover_where_item_intervals_do_not():
-    "Four images a patient share their fate: item intervals have half the width and cover about 68 %, patient intervals 91 to 96 %"
-    runs,k = 300,2
-    rng,groups = np.random.default_rng(1),np.repeat(np.arange(60), 4)
-    hit = dict(items=0, patients=0, wilson=0, naive=0)
-    for i in range(runs):
-        t = np.repeat(rng.integers(0, 2, 60), 4)
-        right = np.repeat(rng.random(60)<.75, 4)
-        for name,g in (('items',None), ('patients',groups)):
-            lo,hi = _ends(t, right, g, k, 'accuracy', i)
-            hit[name] += lo<=.75<=hi
-        m = R._n_eff(right & (t==1), t==1, groups)
-        share = right[t==1].mean()
-        for name,n in (('wilson',m), ('naive',(t==1).sum())):
-            lo,hi = wilson(share*n, n)
-            hit[name] += lo<=.75<=hi
-    low = lambda c,p: scs.binom.cdf(c, runs, p)>scs.norm.sf(4)
-    high = lambda c,p: scs.binom.sf(c-1, runs, p)>scs.norm.sf(4)
-    assert low(hit['patients'], .91) and high(hit['patients'], .96), hit
-    assert low(hit['wilson'], .92) and high(hit['wilson'], .97), hit
-    assert not low(hit['items'], .85) and not low(hit['naive'], .85), hit
 
 def test_effective_number():
     rng = np.random.default_rng(0)
@@ -207,206 +235,126 @@ def test_groups_widen_the_class_intervals():
     p,t = (np.repeat(o, 5, 0) for o in _data(0, n=60, k=3))
     a,b = ImbalanceReport(p, t, n_boot=0),ImbalanceReport(p, t, n_boot=0, groups=np.repeat(np.arange(60), 5))
     np.testing.assert_array_equal(a.per_class.recall, b.per_class.recall)
-    for k in ('prevalence','recall','precision'):
+    for k in ('prevalence','recall','precision','auroc','mean_prob'):
         ratio = (b.per_class[f'{k}_high']-b.per_class[f'{k}_low'])/(a.per_class[f'{k}_high']-a.per_class[f'{k}_low'])
-        assert ((1.7<ratio) & (ratio<2.6)).all(), 'about the square root of 5'
+        ratio = ratio.dropna() # AUROC needs 20 groups
+        assert len(ratio)>=2 and ((1.7<ratio) & (ratio<2.6)).all(), 'about the square root of 5'
     small = np.bincount(t[::5])<12
     assert any('Fewer than 12 groups' in o for o in b.notes)==small.any()
 
+def simulated(rng, n, pi=(.6,.25,.15), group=1):
+    "Items (in groups that share class and difficulty) and the probabilities of a model"
+    t = np.repeat(rng.choice(3, n//group, p=pi), group)
+    base = np.repeat(rng.normal(0, .9, (n//group,3)), group, 0)
+    p = np.exp(base+.6*rng.normal(size=(n,3))+1.8*np.eye(3)[t]+.8*np.log(pi))
+    return p/p.sum(1, keepdims=True), t
+
+def covered(n, reps, group=1, report_groups=True):
+    "How often the intervals of a report contain the true value"
+    rng = np.random.default_rng(0)
+    truth = ImbalanceReport(*simulated(rng, 200_000), n_boot=0).metrics.value
+    hits,shown = pd.Series(0, index=truth.index),pd.Series(0, index=truth.index)
+    for _ in range(reps):
+        m = ImbalanceReport(*simulated(rng, n, group=group), groups=np.arange(n)//group if group>1 and report_groups else None, n_boot=0).metrics
+        hits,shown = hits+((m.low<=truth) & (truth<=m.high)),shown+m.low.notna()
+    return hits[shown>.8*reps],shown
+
+def test_intervals_cover():
+    "Of 95 % intervals 93 to 97 % should cover, on random samples of 200; counts within z=3.5 of that"
+    hits,n = covered(200, 400)
+    assert len(hits)==8
+    for k,h in hits.items(): assert scs.binom.cdf(h, n[k], .93)>scs.norm.sf(3.5) and scs.binom.sf(h-1, n[k], .97)>scs.norm.sf(3.5), (k, h, n[k])
+
+def test_intervals_of_groups_cover_where_those_of_items_do_not():
+    "Four images a patient share class and difficulty"
+    hits,n = covered(400, 200, group=4)
+    naive,_ = covered(400, 200, group=4, report_groups=False)
+    for k,h in hits.items(): assert scs.binom.cdf(h, n[k], .92)>scs.norm.sf(3.5) and scs.binom.sf(h-1, n[k], .98)>scs.norm.sf(3.5), (k, h, n[k])
+    assert scs.binom.cdf(naive['accuracy'], 200, .9)<scs.norm.sf(3.5)
+
+def test_fixed_counts_are_covered_by_stratified_intervals():
+    "Test sets of 120, 50 and 30 items: intervals of a random sample are too wide for accuracy, where the classes differ much"
+    rng,recall,t = np.random.default_rng(0),np.array([.95,.5,.2]),np.repeat([0,1,2], [120,50,30])
+    truth,hits,width = (recall*[120,50,30]).sum()/200,dict(fixed=0, random=0),{}
+    for _ in range(400):
+        g = np.where(rng.random(200)<recall[t], t, (t+1)%3)
+        for k in hits:
+            low,high = ImbalanceReport(np.eye(3)[g]*.8+.2/3, t, stratify=k=='fixed', n_boot=0).metrics.loc['accuracy', ['low','high']]
+            hits[k] += low<=truth<=high
+    assert scs.binom.cdf(hits['fixed'], 400, .93)>scs.norm.sf(3.5) and scs.binom.sf(hits['fixed']-1, 400, .97)>scs.norm.sf(3.5) and hits['random']>=390, hits
+
+def test_calibration_of_the_audit():
+    "Probabilities on the borders of bins: the same in both precisions, and as in torchmetrics 1.8 (.0833)"
+    p,t = np.array([[.2,.8],[.4,.6],[.6,.4],[1/3,2/3]]),[1,1,0,0]
+    for o in (p, p.astype(np.float32), torch.tensor(p), torch.tensor(p).float()):
+        rep = ImbalanceReport(o, t, bins=5, n_boot=0)
+        assert ece(o, t, 5)==pytest.approx(1/12, abs=1e-6) and rep.calibration.value['ece']==rep.metrics.value['ece']==pytest.approx(1/12, abs=1e-6)
+
+def test_range_under_perfect_calibration_is_that_of_a_plain_simulation():
+    "Of labels drawn one by one: the ends have the rank that they should have among 2,000 plain errors, within 4 standard errors"
+    p,t = _data(0, n=80, k=3)
+    cal,rng = ImbalanceReport(p, t, n_boot=2000, bins=10, level=.9).calibration,np.random.default_rng(1)
+    draws = [np.array([rng.choice(3, p=o) for o in p]) for _ in range(2000)]
+    for name,f in (('ece',ece), ('classwise_ece',classwise_ece)):
+        plain = np.array([f(p, y, 10) for y in draws])
+        for end,q in (('calibrated_low',.05), ('calibrated_high',.95)):
+            v,tol = cal[end][name],4*math.sqrt(2*q*(1-q)/2000)
+            assert (plain<v-1e-9).mean()<q+tol and (plain<=v+1e-9).mean()>q-tol, (name, end)
+    assert cal.value.tolist()==[f(p, t, 10) for f in (ece,classwise_ece)] and cal.debiased.tolist()==[f(p, t, 10, debias=True) for f in (ece,classwise_ece)]
+
+@pytest.mark.parametrize('power,n', [(1., 100), (1., 1000), (2., 100), (2., 1000)])
+def test_debiased_errors_are_nearer_to_the_truth(power, n):
+    "In the mean over 200 test sets, by more than 4 Monte-Carlo standard errors; calibrated ones within .02 of 0 at 1,000 items"
+    rng = np.random.default_rng(0)
+    def draw(n):
+        q = rng.dirichlet([.5,.5,.5], n)
+        t = (rng.random((n,1))>q.cumsum(1)).sum(1).clip(max=2)
+        p = q**power
+        return p/p.sum(1, keepdims=True),t
+    big,sets = draw(200_000),[draw(n) for _ in range(200)]
+    for f in (ece, classwise_ece):
+        plain,less = (np.array([f(*o, debias=d) for o in sets]) for d in (False,True))
+        truth = f(*big, debias=True)
+        se = np.hypot(plain.std(), less.std())/math.sqrt(200)
+        if n==100 or power==1: assert abs(less.mean()-truth)+4*se<abs(plain.mean()-truth), f.__name__
+        if n==1000: assert abs(less.mean()-truth)<(.02 if power==1 else .01)
+
+def test_no_sets_of_labels_leave_the_errors():
+    p,t = _data(0)
+    rep,full = ImbalanceReport(p, t, n_boot=0),ImbalanceReport(p, t, n_boot=40)
+    pd.testing.assert_frame_equal(rep.metrics, full.metrics)
+    pd.testing.assert_frame_equal(rep.calibration[['value','debiased']], full.calibration[['value','debiased']])
+    assert rep.calibration[['calibrated_low','calibrated_high']].isna().all(axis=None) and full.calibration.notna().all(axis=None)
+    assert not any('Range if calibrated' in o for o in rep.notes) and any('40 sets of labels' in o for o in full.notes)
+
+def test_repeatable():
+    p,t = _data(0)
+    a,b,c = (ImbalanceReport(p, t, n_boot=60, seed=s) for s in (0,0,1))
+    pd.testing.assert_frame_equal(a.calibration, b.calibration)
+    pd.testing.assert_frame_equal(a.metrics, c.metrics)
+    assert (a.calibration!=c.calibration).any(axis=None)
+    state = np.random.get_state()[1].copy()
+    ImbalanceReport(p, t, n_boot=50)
+    assert (np.random.get_state()[1]==state).all(), 'no global generator'
+
 def test_groups_of_any_kind():
-    p,t = _data(0, n=6)
-    runs = [ImbalanceReport(p, t, groups=g, n_boot=40).boot['brier'] for g in ([7,7,3,3,5,5], list('aabbcc'), torch.tensor([0,0,1,1,2,2]), pd.Series(list('xxyyzz')))]
+    p,t = _data(0, n=90)
+    ids = np.arange(90)//3
+    names = np.array([f'p{o}' for o in ids])
+    runs = [ImbalanceReport(p, t, groups=g, n_boot=0).metrics for g in (ids[::-1]*7, names.tolist(), torch.tensor(ids), pd.Series(names))]
     for r in runs[1:]: np.testing.assert_array_equal(runs[0], r)
 
-def test_wilson_is_statsmodels():
-    k,n = np.array([0,1,5,17,20,0,333]),np.array([20,20,20,20,20,1,1000])
-    for level in (.8,.95,.99):
-        got,want = wilson(k, n, level),proportion_confint(k, n, alpha=1-level, method='wilson')
-        np.testing.assert_allclose(got, want, atol=1e-12)
-    low,high = wilson([0,3,0], [3,3,0])
-    assert low[0]==0 and high[1]==1 and np.isnan([low[2],high[2]]).all()
-    assert wilson(17, 20)==pytest.approx(scs.binomtest(17, 20).proportion_ci(method='wilson'))
-    assert all(isinstance(o, float) for o in wilson(17, 20))
-    p,t = _data(0)
-    pc = ImbalanceReport(p, t, n_boot=0, level=.9).per_class
-    np.testing.assert_allclose(pc[['recall_low','recall_high']].T, proportion_confint((pc.recall*pc.n).round(), pc.n, alpha=.1, method='wilson'))
-
-def test_mcnemar_is_statsmodels():
-    rng = np.random.default_rng(0)
-    for n in (5,40,200):
-        a,b = rng.random(n)<.7,rng.random(n)<.6
-        tab = [[(a&b).sum(),(a&~b).sum()],[(~a&b).sum(),(~a&~b).sum()]]
-        p,only_a,only_b = mcnemar_exact(a, b)
-        assert (only_a,only_b)==(tab[0][1],tab[1][0]) and p==pytest.approx(mcnemar(tab, exact=True).pvalue)
-    assert mcnemar_exact(a, a)==(1,0,0)
-    for x,y in ((a, b[:5]), (a*1, b), (a[None], b[None])):
-        with pytest.raises(ValueError, match='one boolean'): mcnemar_exact(x, y)
-
-@pytest.mark.parametrize('d', [[.3], [1,1], [1,-1,.5], [.1,.2,-.05,.3,.02,.07], [0,0,1.], [0,0], [.1]*7, list(np.arange(10)-2.)])
-def test_sign_flip_is_scipys_permutation_test(d):
-    ref = scs.permutation_test((np.array(d),), np.mean, permutation_type='samples', n_resamples=np.inf, alternative='two-sided').pvalue if len(d)>1 else 1
-    if not any(d): ref = 1 # scipy and we agree: all sums are equal
-    p,least = sign_flip(d)
-    assert p==pytest.approx(ref) and least==2/2**len(d) and p>=least
-
-def test_sign_flip_of_many_pairs():
-    d = np.random.default_rng(0).normal(.4, 1, 20)
-    exact = sign_flip(d)[0]
-    q,least = sign_flip(np.append(d, 0)) # a pair without a difference changes nothing but the way
-    assert least==1/100_001 and abs(q-exact)<4*math.sqrt(exact*(1-exact)/1e5)
-    assert sign_flip(np.append(d, 0))==(q,least) and sign_flip(np.append(d, 0), seed=1)[0]!=q
-    assert sign_flip(np.ones(40), n_flips=999)==(1/1000, 1/1000)
-    for bad in ([], [np.nan, 1], [[1,2]]):
-        with pytest.raises(ValueError, match='finite numbers'): sign_flip(bad)
-
-@pytest.mark.parametrize('n', [2, 3, 8, 13])
-def test_sign_flip_tries_all_signs(n):
-    "One by one, of rounded differences with many equal sums"
-    d = np.random.default_rng(n).normal(.3, 1, n).round(1)
-    sums = np.array([d@s for s in np.stack(np.meshgrid(*[[1,-1]]*n), -1).reshape(-1, n)])
-    assert sign_flip(d)[0]==(abs(sums)>=abs(d.sum())-1e-9).mean()
-
-def test_figures_of_many_columns_are_those_of_each():
-    "Columns with undefined differences in other places, with one, and with none"
-    d = np.random.default_rng(0).normal(.2, 1, (6,40))
-    d[np.random.default_rng(1).random(d.shape)<.2] = np.nan
-    d[:,0],d[1:,1],d[:,2] = np.nan,np.nan,0
-    d[0,1] = .5
-    tr,te = np.arange(6)*10+100,np.arange(6)+20
-    res = paired_figures(d, .9, tr, te)
-    assert res.index.tolist()==list(range(40)) and list(res)==['diff','sd','pairs','p','p_min','t_low','t_high','nb_low','nb_high','nb_p']
-    for j,r in res.iterrows():
-        ok = ~np.isnan(d[:,j])
-        assert r.pairs==ok.sum()
-        if ok.any(): assert (r.p, r.p_min)==pytest.approx(sign_flip(d[ok,j])) and r['diff']==pytest.approx(d[ok,j].mean(), abs=1e-15)
-        else: assert r.drop('pairs').isna().all()
-        if ok.sum()<2: assert r[['sd','t_low','nb_low','nb_p']].isna().all()
-        else:
-            assert (r.nb_low, r.nb_high, r.nb_p)==pytest.approx(nadeau_bengio(d[ok,j], tr[ok], te[ok], .9))
-            if d[ok,j].any(): assert (r.t_low, r.t_high)==pytest.approx(scs.ttest_1samp(d[ok,j], 0).confidence_interval(.9))
-    many = np.random.default_rng(2).normal(.3, 1, (23,130))
-    assert paired_figures(many).p.tolist()==[sign_flip(o)[0] for o in many.T]
-
-def test_memory_of_a_report_is_a_few_times_that_of_its_probabilities():
-    m = report_memory(3000, 200)
-    assert m['report']<5*m['probs']
-
-def test_nadeau_bengio():
-    d = np.random.default_rng(0).normal(.1, .3, 10)
-    m,s = d.mean(),d.std(ddof=1)
-    lo,hi,p = nadeau_bengio(d, 900, 100, .9)
-    se = s*math.sqrt(1/10+1/9)
-    assert (lo,hi)==pytest.approx(scs.t.interval(.9, 9, m, se)) and p==pytest.approx(2*scs.t.sf(abs(m)/se, 9))
-    ref = scs.ttest_1samp(d, 0)
-    assert nadeau_bengio(d, np.inf, 1)==pytest.approx((*ref.confidence_interval(), ref.pvalue))
-    assert nadeau_bengio(d, [900]*10, [100]*10, .9)==(lo,hi,p)
-    assert nadeau_bengio([1,1], 9, 1)==(1,1,0) and nadeau_bengio([0,0], 9, 1)==(0,0,1)
-    for kw,msg in ((dict(diffs=[1], n_train=9, n_test=1), '2 or more'), (dict(diffs=d, n_train=0, n_test=1), 'n_train'), (dict(diffs=d, n_train=9, n_test=[1,2]), 'n_test')):
-        with pytest.raises(ValueError, match=msg): nadeau_bengio(**kw)
-
-def test_nadeau_bengio_keeps_its_level_on_overlapping_splits():
-    "Random splits of 50 numbers, means of test parts around 0: the plain t interval is far too narrow, the corrected one covers 90 % or more"
-    rng,runs,hit,plain = np.random.default_rng(0),400,0,0
-    for _ in range(runs):
-        x = rng.normal(size=50)
-        d = [x[rng.permutation(50)[:10]].mean() for _ in range(15)]
-        lo,hi,_ = nadeau_bengio(d, 40, 10)
-        hit += lo<=0<=hi
-        lo,hi,_ = nadeau_bengio(d, np.inf, 10)
-        plain += lo<=0<=hi
-    assert scs.binom.cdf(hit, runs, .9)>scs.norm.sf(4) and scs.binom.cdf(plain, runs, .85)<scs.norm.sf(4)
-
-def test_holm_is_statsmodels():
-    rng = np.random.default_rng(0)
-    for n in (1,2,7,30):
-        p = rng.random(n)**3
-        np.testing.assert_allclose(holm(p), multipletests(p, method='holm')[1])
-    np.testing.assert_allclose(holm([.01,np.nan,.03,.03]), [.03,np.nan,.06,.06])
-    assert holm([]).shape==(0,) and holm([1,1]).tolist()==[1,1]
-    with pytest.raises(ValueError, match='in \\[0,1\\]'): holm([.1,1.2])
-
-def _reports(n, k=3, seed=0, same=True, **kw):
-    "Reports of `n` runs on the same items or on other ones each"
-    out = []
-    for j in range(n):
-        p,t = _data(seed if same else seed+j, n=90, k=k)
-        noise = np.random.default_rng(1000*seed+j).dirichlet(np.ones(k), 90)
-        out.append(ImbalanceReport(.7*p+.3*noise, t, **{'n_boot':60, **kw}))
-    return out
-
-def test_comparison_of_two():
-    a,b = _reports(2)
-    c = compare(a, b)
-    np.testing.assert_allclose(c.table['diff'], a.metrics.value-b.metrics.value)
-    for k in c.table.index: np.testing.assert_allclose(c.table.loc[k, ['low','high']].astype(float), np.quantile(a.boot[k]-b.boot[k], [.025,.975]))
-    assert c.mcnemar==mcnemar_exact(a.right, b.right)
-    back = compare(b, a)
-    np.testing.assert_allclose(back.table[['low','high']], -c.table[['high','low']])
-    assert 'favour' not in str(compare(a, a).notes)
-
-def test_verdict_knows_which_way_is_better():
-    p,t = _data(0, n=400)
-    good,bad = (ImbalanceReport(o, t, n_boot=100) for o in (p, (p+p[::-1]+.1)/(p+p[::-1]+.1).sum(1, keepdims=True)))
-    for c,who in ((compare(good, bad), 'a'), (compare(bad, good), 'b')):
-        text = next(o for o in c.notes if 'favour' in o)
-        won = text.split(f'favour of {who}: ')[1].split(';')[0]
-        assert all(k in won for k in ('accuracy','mcc','nll','brier'))
-
-def test_comparison_over_seeds():
-    a,b = _reports(6),_reports(6, seed=0, k=3)
-    b = [ImbalanceReport(np.roll(o.probs, 0, 1)*.8+.2/3, o.targs, n_boot=60) for o in b]
-    c = compare(a, b)
-    d = np.array([x.metrics.value['nll']-y.metrics.value['nll'] for x,y in zip(a, b)])
-    row = c.table.loc['nll']
-    assert row['diff']==pytest.approx(d.mean()) and row.sd==pytest.approx(d.std(ddof=1)) and (row.p,row.p_min)==sign_flip(d)
-    assert (row.t_low,row.t_high)==pytest.approx(tuple(scs.ttest_1samp(d, 0).confidence_interval()))
-    np.testing.assert_allclose(c.pairs.nll, d)
-    boot = np.mean([x.boot['nll']-y.boot['nll'] for x,y in zip(a, b)], 0)
-    np.testing.assert_allclose(row[['low','high']].astype(float), np.quantile(boot, [.025,.975]))
-    assert 'share their items' in str(c.notes) and 'cannot reach' not in str(c.notes) and '0.0312' in str(c.notes)
-    five = compare(a[:5], b[:5])
-    assert '0.0625' in str(five.notes) and '5 pairs cannot reach 0.05; 6 can' in str(five.notes)
-
-def test_comparison_over_folds():
-    a,b = (_reports(4, same=False, seed=3) for _ in range(2))
-    b = [ImbalanceReport(o.probs*.9+.1/3, o.targs, n_boot=60) for o in b]
-    c = compare(a, b)
-    assert 'low' not in c.table and 'too optimistic' in str(c.notes) and 'share their items' not in str(c.notes)
-    c = compare(a, b, n_train=[300]*4, n_test=100)
-    assert tuple(c.table.loc['nll', ['nb_low','nb_high','nb_p']])==pytest.approx(nadeau_bengio(c.pairs.nll, 300, 100))
-    assert 'too optimistic' not in str(c.notes)
-
-def test_pairs_without_a_value_are_left_out_and_counted():
-    rng = np.random.default_rng(0)
-    lists = [[ImbalanceReport(rng.dirichlet(np.ones(2), 8), np.arange(8)%2*(j>0), n_boot=0) for j in range(4)] for _ in range(2)]
-    c = compare(*lists, n_train=[1,2,3,4], n_test=1)
-    assert c.table.pairs['macro_auroc']==3 and c.table.pairs['nll']==4 and 'macro_auroc has 3' in str(c.notes)
-    d = c.pairs.macro_auroc[1:]
-    assert c.table.p_min['macro_auroc']==.25 and c.table.loc['macro_auroc', 'nb_p']==nadeau_bengio(d, [2,3,4], 1)[2]
-
-def test_what_cannot_be_compared_is_refused():
-    a,b,c = _reports(3)
-    p,t = a.probs,a.targs
-    g = np.arange(90)//2
-    for other,msg in ((dict(seed=1), 'seed'), (dict(n_boot=50), 'n_boot'), (dict(level=.9), 'level'), (dict(bins=5), 'bins'), (dict(groups=g), 'groups'),
-        (dict(ordinal=True), 'ordinal'), (dict(train_counts=[9,99,999]), 'shot'), (dict(vocab='xyz'), 'vocab')):
-        with pytest.raises(ValueError, match=f'differ in their {msg}'): compare(a, ImbalanceReport(p, t, **{'n_boot':60, **other}))
-    with pytest.raises(ValueError, match='targs'): compare(a, ImbalanceReport(p, np.roll(t, 1), n_boot=60))
-    with pytest.raises(ValueError, match=r'a\[1\] and b\[1\] differ in their targs'): compare([a,b], [a,ImbalanceReport(p, np.roll(t, 1), n_boot=60)])
-    with pytest.raises(ValueError, match=r'a\[0\] and a\[1\] differ in their bins'): compare([a,*_reports(1, bins=4)], [a,*_reports(1, bins=4)])
-    for x,y in (([a],[b]), ([a,b],[c]), ([a,b],c), ([],[]), ([a,3],[b,c])):
-        with pytest.raises(ValueError, match='equal length'): compare(x, y)
-    with pytest.raises(ValueError, match='single reports'): compare(a, b, n_train=1, n_test=1)
-    with pytest.raises(ValueError, match='both or neither'): compare([a,b], [b,c], n_train=9)
-    with pytest.raises(ValueError, match='2 pairs'): compare([a,b], [b,c], n_train=[9,9,9], n_test=1)
-
-def test_groups_have_no_mcnemar():
-    a,b = _reports(2, groups=np.arange(90)//3)
-    c = compare(a, b)
-    assert c.mcnemar is None and 'McNemar' in str(c.notes)
+def test_order_of_the_items_changes_nothing():
+    p,t = _data(0, n=90)
+    i,g = np.random.default_rng(1).permutation(90),np.arange(90)//2
+    for kw in (lambda o: dict(groups=g[o]), lambda o: dict(stratify=True), lambda o: {}):
+        a,b = (ImbalanceReport(p[o], t[o], n_boot=0, **kw(o)) for o in (np.arange(90),i))
+        np.testing.assert_allclose(a.metrics, b.metrics, atol=1e-12)
+        np.testing.assert_allclose(a.per_class, b.per_class, atol=1e-12)
 
 @pytest.mark.parametrize('kw,msg', [(dict(level=1), 'level=1'), (dict(n_boot=10), '40 or more'), (dict(n_boot=-1), 'n_boot=-1'), (dict(n_boot=99.5), '99.5'), (dict(bins=0), 'bins=0'),
-    (dict(level=.99, n_boot=100), '200 or more'), (dict(vocab=['a']*4), '4 different'), (dict(vocab='abc'), '4 different'), (dict(train_counts=[1,2]), 'train_counts'), (dict(train_counts=[-1,2,3,4]), 'not negative'),
+    (dict(n_boot=True), 'n_boot=True'), (dict(groups=[1,2]*60, stratify=True), 'cannot go together'),
+    (dict(vocab=['a']*4), '4 different'), (dict(vocab='abc'), '4 different'), (dict(train_counts=[1,2]), 'train_counts'), (dict(train_counts=[-1,2,3,4]), 'not negative'),
     (dict(groups=[1]*120), 'two or more'), (dict(groups=[1,2]), r'groups has shape \(2,\)'), (dict(groups=[None]*60+[1]*60), 'missing'), (dict(train_counts=[1]*4, shots=(5,)), 'shots')])
 def test_bad_arguments_are_refused(kw, msg):
     p,t = _data(0)
@@ -422,33 +370,14 @@ def test_notes_say_what_is_wrong():
     t[t==2] = 0
     t[:3] = 2
     notes = ' '.join(ImbalanceReport(p, t, ['a','b','c','d'], [0,9,50,200], n_boot=50).notes)
-    for part in ('Missing from the targets: b.', 'Fewer than 12 items: c (3).', 'Without a training image: a.', '1 many, 1 medium, 2 few', '50 bootstrap resamples', 'each class keeps'): assert part in notes
-    g = np.arange(60)//3
-    rep = ImbalanceReport(p, t, ['a','b','c','d'], groups=g, n_boot=200)
-    notes = ' '.join(rep.notes)
-    lost = sum((w[t==2].sum(0)==0).sum() for w in R._resamples(t, rep.groups, 200, 0))
-    assert 0<lost<200 and f'Resamples without a class: c {lost} of 200' in notes and 'With 20 groups' in notes
-    assert 'McNemar' not in notes
+    for part in ('Missing from the targets: b.', 'Fewer than 12 items: c (3).', 'Without a training image: a.', '1 many, 1 medium, 2 few', '50 sets of labels', 'other random samples of such items',
+        'No interval of balanced_accuracy, macro_f1, macro_auroc, macro_auprc, medium: fewer than 12 items of c.'): assert part in notes, part
+    assert 'in the same numbers of each class' in ' '.join(ImbalanceReport(p, t, stratify=True, n_boot=0).notes)
+    grouped = ' '.join(ImbalanceReport(p, t, groups=np.arange(60)//3, n_boot=0).notes)
+    assert 'such as other patients' in grouped and '20 groups, fewer than 30' in grouped
+    assert 'Another training run' in notes and 'bootstrap' not in notes+grouped
     zero = ImbalanceReport([[1.,0.],[0.,1.],[.5,.5]], [1,1,0], n_boot=0)
     assert any('1 items have a true class of probability 0' in o for o in zero.notes) and np.isfinite(zero.metrics.value['nll'])
-
-def test_undefined_resamples_are_left_out_and_counted():
-    t = np.array([0,0,0,0,1,1])
-    p = np.random.default_rng(0).dirichlet(np.ones(2), 6)
-    rep = ImbalanceReport(p, t, groups=[0,1,2,3,4,4], n_boot=400)
-    bad = np.isnan(rep.boot['macro_auroc']).sum()
-    w = np.concatenate(list(R._resamples(t, rep.groups, 400, 0)), 1)
-    assert 0<bad==((w[t==0].sum(0)==0) | (w[t==1].sum(0)==0)).sum()
-    assert any(f'macro_auroc in {bad}' in o for o in rep.notes)
-    v = rep.boot['macro_auroc']
-    np.testing.assert_allclose(rep.metrics.loc['macro_auroc', ['low','high']].astype(float), np.quantile(v[~np.isnan(v)], [.025,.975]))
-
-def test_one_item_and_one_class():
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        rep = ImbalanceReport([[.9,.1]], [0], ordinal=True, n_boot=40)
-    assert rep.metrics.value['accuracy']==1 and np.isnan(rep.metrics.loc['macro_auroc']).all()
-    repr(rep), rep.to_markdown(), rep._repr_html_()
 
 def test_renderings_hold_the_same_figures(tmp_path):
     p,t = _data(0, absent=(3,))
@@ -459,7 +388,7 @@ def test_renderings_hold_the_same_figures(tmp_path):
     assert all(cell in o for o in (text, md, page))
     for note in rep.notes: assert ' '.join(note.split()) in ' '.join(md.split())
     rows = [o for o in md.splitlines() if o.startswith('|')]
-    assert len(rows)==2+len(rep.metrics)+2+4
+    assert len(rows)==2+len(rep.metrics)+2+2+2+4
     assert {o.replace('\\|', '').count('|') for o in rows[-6:]}=={len(rep._tables()['By class, with 95 % intervals'].columns)+2}
     assert '<b>&<' not in page and '&lt;b&gt;&amp;' in page and 'A &lt;title&gt;' in page
     rep.to_csv(tmp_path/'r.csv')
@@ -472,21 +401,6 @@ def test_renderings_hold_the_same_figures(tmp_path):
     d = json.loads(rep.to_json(tmp_path/'r.json'))
     assert d==json.loads((tmp_path/'r.json').read_text()) and d['per_class']['none\nhere']['recall'] is None and d['metrics']['mcc']['value']==rep.metrics.value['mcc']
     assert d['notes']==rep.notes and d['n_boot']==60
-
-def test_renderings_of_a_comparison(tmp_path):
-    a,b = _reports(4)[:2],_reports(4)[2:]
-    for c in (compare(a[0], b[0]), compare(a, b, n_train=9, n_test=1)):
-        text,md,page = repr(c),c.to_markdown(),c._repr_html_()
-        for k in c.table.index: assert k in text and k in md and k in page
-        assert f"{c.table['diff']['nll']:+.3f}" in text
-        c.to_csv(tmp_path/'c.csv')
-        np.testing.assert_allclose(pd.read_csv(tmp_path/'c.csv', index_col=0), c.table)
-        assert json.loads(c.to_json())['table']['mcc']['diff']==c.table['diff']['mcc']
-        ax = c.plot().axes[0]
-        assert len(ax.get_yticklabels())==len(c.table)
-        drawn = sorted(x for o in ax.lines if o.get_marker()=='o' for x in o.get_xdata())
-        np.testing.assert_allclose(drawn, sorted(c.table['diff']))
-    R.plt.close('all')
 
 @pytest.mark.parametrize('k', [2, 12, 100])
 def test_picture_shows_every_class(k):
@@ -583,16 +497,14 @@ def test_the_core_needs_no_vision():
     code = "import sys, balmix_fastai.report; assert 'fastai.vision' not in sys.modules and 'timm' not in sys.modules"
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
+def test_memory_of_a_report_is_a_few_times_that_of_its_probabilities():
+    m = report_memory(3000, 200)
+    assert m['report']<5*m['probs']
+
 def test_the_time_of_a_report_does_not_explode():
-    "2,000 resamples of 400 items take well under a second (bounded here by 3, for a loaded machine); memory is that of a chunk"
-    import time, tracemalloc
+    "A report of 400 items takes a part of a second (bounded here by 3, for a loaded machine), with its 1,000 sets of labels"
+    import time
     p,t = _data(0, n=400, k=5)
     start = time.process_time()
     ImbalanceReport(p, t, ordinal=True)
     assert time.process_time()-start<3
-    p,t = _data(0, n=4000, k=10)
-    tracemalloc.start()
-    ImbalanceReport(p, t, n_boot=300)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak<120e6, 'a matrix of all weights and class segments would not fit'

@@ -1,7 +1,7 @@
 "The simulations of tests/statistics in their small form, and the tables that are published of the large one."
-import importlib.util, sys
+import importlib.util
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, scipy.stats as scs
+import pandas as pd, pytest, scipy.stats as scs
 
 here = Path(__file__).parent
 

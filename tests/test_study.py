@@ -5,6 +5,7 @@ import kills
 from filelock import FileLock
 from balmix_fastai.datasets import ImageSet, read_images
 from balmix_fastai import run as run_module
+from balmix_fastai.intervals import guess_item_sd, study_power
 from balmix_fastai.output import read_predictions, read_sealed, sha256_of, write_sealed
 from balmix_fastai.run import read_metrics
 from balmix_fastai.study import Run, Study, pick_arms, read_study, read_yaml, studies
@@ -27,10 +28,68 @@ def predictions(out): return {o.parent.name: pd.read_csv(o) for o in sorted(out.
 
 @pytest.mark.parametrize('kw,says', [(dict(arms={}), 'arms is empty'), (dict(reference='x'), "reference='x'"), (dict(seeds=0), 'seeds'), (dict(seeds=[1,1]), 'seeds'), (dict(seeds=[-1]), 'seeds'),
     (dict(arms={'a':dict(alpha=-1)}), "arm 'a': alpha=-1"), (dict(arms={'a':dict(alpah=1)}), "arm 'a': 'alpah'"), (dict(arms={'A b':{}, 'a-b':{}}), 'same folder'),
-    (dict(folds=3), 'test part'), (dict(valid_pct=.1), 'no effect'), (dict(centre='mode'), 'centre'), (dict(protocol=dict(fast, bs=400)), 'bs=400 is more than the 341'),
+    (dict(folds=3), 'test part'), (dict(valid_pct=.1), 'no effect'), (dict(centre='mode'), 'centre'), (dict(stratify=1), 'stratify=1'), (dict(stratify='yes'), "stratify='yes'"), (dict(stratify=None), 'stratify=None'),
+    (dict(protocol=dict(fast, bs=400)), 'bs=400 is more than the 341'),
     (dict(protocol=dict(fast, metric='quadratic_kappa')), 'quadratic_kappa')])
 def test_refuses(digits, kw, says):
     with pytest.raises(ValueError, match=says): Study(digits, **{**dict(arms=arms, protocol=fast), **kw})
+
+def test_fixed_class_counts_do_not_go_with_groups(grouped):
+    with pytest.raises(ValueError, match='these images have groups, such as patients'): Study(grouped, arms, fast, folds=3, stratify=True)
+
+three = dict(instance={}, mixed=dict(alpha=.3), other=dict(alpha=.4))
+
+@pytest.mark.parametrize('kw', [dict(seeds=5), dict(seeds=10, table=['accuracy','nll'])])
+def test_plan_by_a_guess(digits, kw):
+    "`study_power` of the stated guess, for each metric of decisions"
+    s,counts = Study(digits, three, fast, **kw),digits.counts('test')
+    says = s.plan()
+    for part in ('from instance', 'a probability of 80 % (2 tests, Holm)', 'by a guess', 'standard deviation of 2 points', '20 % of the images are decided differently'): assert part in says
+    for k in s.table:
+        if k=='nll': assert 'nll' not in says
+        else: assert f"{k} {100*study_power(.02, guess_item_sd(k, counts), counts.sum(), kw['seeds'], arms=3):.1f} points" in says
+
+def test_plan_over_folds(grouped):
+    s = Study(grouped, arms, dict(fast, bs=8), seeds=1, folds=3, table=['balanced_accuracy'])
+    want = study_power(.02, guess_item_sd('balanced_accuracy', grouped.counts()), 60, 1, 3)
+    assert f'balanced_accuracy {100*want:.1f} points.' in s.plan() and '(1 tests, Holm)' in s.plan()
+
+def test_plan_of_designs_that_tell_nothing_apart(digits):
+    assert Study(digits, {'a': {}}, fast, seeds=5).plan()=='One arm: there is nothing to compare it with.'
+    assert 'take 3 seeds or more' in Study(digits, arms, fast, seeds=1).plan()
+    assert Study(digits, arms, fast, seeds=3, table=['nll']).plan().endswith('not known for these metrics.')
+
+def test_plan_by_the_runs_at_hand(digits, tmp_path, capsys):
+    "Printed before the first run, by a guess; later by what has been run, for all seeds of the study; not printed where nothing is left to run"
+    few,more,wide = (Study(digits, a, fast, seeds=n) for a,n in ((arms,2), (arms,3), (arms | three,2)))
+    few.run(tmp_path)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0]==few.plan()==few.plan(tmp_path/'none') and ': done' in out[1]
+    power,says = few.results(tmp_path).power(3),more.plan(tmp_path)
+    assert '(3 tests, Holm)' in wide.plan(tmp_path) and f"mcc {100*few.results(tmp_path).power(arms=4)['mcc']:.1f} points" in wide.plan(tmp_path), 'of all its arms'
+    assert 'by the runs in' in says and all(f'{k} {100*v:.1f} points' in says for k,v in power.items()) and says!=more.plan()
+    capsys.readouterr()
+    few.run(tmp_path)
+    assert 'Smallest' not in capsys.readouterr().out
+    more.run(tmp_path)
+    assert capsys.readouterr().out.splitlines()[0]==says
+    more.run(tmp_path/'quiet', progress=False)
+    assert capsys.readouterr().out==''
+
+def test_arms_that_come_later(digits, tmp_path):
+    "The runs of one arm say nothing of differences: the plan is by the guess"
+    Study(digits, {'instance': {}}, fast, seeds=4).run(tmp_path, progress=False)
+    s = Study(digits, arms, fast, seeds=4)
+    assert s.plan(tmp_path)==s.plan()
+
+def test_fixed_class_counts_reach_the_verdict(digits, tmp_path):
+    kw = dict(protocol=fast, seeds=2)
+    plain,fixed = Study(digits, arms, **kw),Study(digits, arms, stratify=True, **kw)
+    plain.run(tmp_path, progress=False)
+    a,b = (o.results(tmp_path) for o in (plain,fixed))
+    assert 'random samples' in a.verdict() and 'in the same numbers of each class' in b.verdict() and (a.meta['stratify'],b.meta['stratify'])==(False,True)
+    b.save(tmp_path)
+    assert recompute(tmp_path).verdict()==b.verdict()!=a.verdict()
 
 def test_names_of_arms_do_not_steer_the_terminal(digits, tmp_path, capsys):
     "What is printed of a study, and its errors, are each on one line"
@@ -41,7 +100,8 @@ def test_names_of_arms_do_not_steer_the_terminal(digits, tmp_path, capsys):
     for o in (repr(study).splitlines()[0], str(e.value), str(f.value)): assert o.isprintable() and all(a in o for a in (r'\x1b[31mred', r'two\nlines', r'\u202eabc'))
     study = Study(digits, {'two\nlines': {}}, fast, seeds=1)
     assert not study.run(tmp_path)
-    assert capsys.readouterr().out.startswith(r'two\nlines, seed 0, fold 0: done')
+    plan,line = capsys.readouterr().out.splitlines()
+    assert plan==study.plan() and line.startswith(r'two\nlines, seed 0, fold 0: done')
 
 def test_an_arm_called_as_a_key_of_the_study_is():
     spec = read_yaml('arms:\n  title:\n  reference: {alpha: .2}\n  arms: {}\ntitle: 01\nreference: null', 'x.yml')
@@ -124,7 +184,7 @@ def test_decisions_of_cut_points_reach_the_tables(tmp_path):
     grades = ImageSet(imgs.items, imgs.labels, imgs.vocab, splits=imgs.splits, ordinal=True)
     s = Study(grades, {'plain':{}, 'cuts':dict(posthoc='cuts')}, fast, seeds=1)
     assert s.run(tmp_path, progress=False)=={}
-    res = s.results(tmp_path, n_boot=100)
+    res = s.results(tmp_path)
     for r in res.runs.itertuples():
         m = json.loads((s._dir(tmp_path, Run(r.arm, 0, 0))/'metrics.json').read_text())['test']
         assert np.isclose(r.quadratic_kappa, m['quadratic_kappa']) and np.isclose(r.accuracy, m['accuracy'])
@@ -219,7 +279,7 @@ def test_folds_measure_every_image_once_and_choose_elsewhere(grouped, tmp_path):
         parts = [set(grouped.groups[o.splits[k]]) for k in ('train','valid','test')]
         assert sum(map(len, parts))==20==len(set.union(*parts))
     s.run(tmp_path, progress=False)
-    res = s.results(tmp_path, n_boot=50)
+    res = s.results(tmp_path)
     assert len(res.runs)==6 and res.meta['n']==[len(o.splits['test']) for o in s.sets]
     with np.load(tmp_path/'predictions.npz') as z:
         for f in range(3):
@@ -227,14 +287,14 @@ def test_folds_measure_every_image_once_and_choose_elsewhere(grouped, tmp_path):
             for i,a in enumerate(arms):
                 acc = (z[f'probs{f}'][i].argmax(1)==z[f'targs{f}']).mean()
                 assert res.runs.query('arm==@a and fold==@f').accuracy.item()==pytest.approx(acc)
-    assert {'nb_low','nb_high','nb_p'} <= set(res.pairs)
+    assert (res.pairs.df==2).all() and 't test over 3 folds' in res.verdict()
 
 def test_results_of_half_a_study(digits, tmp_path):
     s = Study(digits, arms, fast, seeds=2)
     with pytest.raises(ValueError, match='no finished run'): s.results(tmp_path)
     s.run(tmp_path, progress=False)
     for o in s._dir(tmp_path, Run('Balanced-MixUp .2', 1, 0)).iterdir(): o.unlink()
-    res = s.results(tmp_path, n_boot=50)
+    res = s.results(tmp_path)
     assert len(res.runs)==3 and res.meta['missing']==1 and '1 runs of the study are missing' in res.to_markdown()
     assert set(res.pairs.runs)=={1}
 
@@ -258,7 +318,7 @@ good = 'data: {read: digits, n_max: 20, ratio: 2}\nseeds: 1\nprotocol: {arch: sm
     (good+'seeds: 2', "line 4: the name 'seeds' stands twice"), (good+'arms: {a: {alpah: 1}}', "arm 'a': 'alpah'"), (good+'arms: {a: {alpha: x}}', "arm 'a': alpha='x'"), (good+'arms: {a: {seed: 3}}', "'seed' is not an option of an arm"),
     (good+'arms: {a: {epochs: 010x}}', "epochs='010x'"), (good+'arms: {a: {pretrained: "no"}}', "pretrained='no'"), (good+'arms: {a: {}}\ntable: [kapa]', "'kapa' is not a metric of this study; metrics are accuracy"),
     (good+'arms: {a: {}}\ntable: [quadratic_kappa]', "'quadratic_kappa' is not"), (good+'arms: {a: {}}\ntable: mcc', "table='mcc' must be a list"), (good+'arms: {a: {}}\npaper: {small_cnn: {a: [1]}}', 'give a list of 3 numbers'),
-    (good+'arms: {a: {}}\nfolds: x', "folds='x'"), (good.replace('seeds: 1', 'seeds: x')+'arms: {a: {}}', "seeds='x'"), (good.replace('seeds: 1', 'seeds: 1.5')+'arms: {a: {}}', 'seeds=1.5'),
+    (good+'arms: {a: {}}\nfolds: x', "folds='x'"), (good+'arms: {a: {}}\nstratify: 1', 'stratify=1'), (good.replace('seeds: 1', 'seeds: x')+'arms: {a: {}}', "seeds='x'"), (good.replace('seeds: 1', 'seeds: 1.5')+'arms: {a: {}}', 'seeds=1.5'),
     (good+'arms: {a: {}}\nreference: b', "reference='b'"), (good.replace('{read: digits, n_max: 20, ratio: 2}', 'digits')+'arms: {a: {}}', 'what to read'), (good+'arms: {a: {two_stage: ncm, posthoc: x}}', 'posthoc'),
     (good+'arms: {a: {bs: 1000}}', 'bs=1000 is more than'), ('a: [1', 'line 1'), ('a: !!python/name:os.system x', 'line 1'), (good+'arms: {a: {}}\n---\nb: 1', 'line 5')], ids=str)
 def test_yaml_that_is_no_study(tmp_path, text, says):
@@ -285,9 +345,9 @@ def test_a_study_of_such_names_to_its_verdict(tmp_path):
     (tmp_path/'mine.yml').write_text(good.replace('seeds: 1', 'seeds: 2')+'arms: {0.2: {alpha: .2}, 01: {}, null: {two_stage: ncm}}\nreference: 01')
     s = read_study(tmp_path/'mine.yml')
     assert s.run(tmp_path/'out', progress=False)=={}
-    res = s.results(tmp_path/'out', n_boot=50)
+    res = s.results(tmp_path/'out')
     res.save(tmp_path/'out')
-    assert list(res.summary.index)==['0.2','01','null'] and 'sign-flip test over 2 runs' in res.verdict()
+    assert list(res.summary.index)==['0.2','01','null'] and 't test over 2 runs and test images together' in res.verdict()
     for r in StudyResults.load(tmp_path/'out').runs.itertuples():
         df = read_predictions(s._dir(tmp_path/'out', Run(r.arm, r.seed, 0))/'predictions.csv').query("split=='test'")
         assert (df.label==df.predicted).mean()==pytest.approx(r.accuracy)
@@ -319,7 +379,7 @@ def test_other_images_are_not_gone_on_with(tmp_path):
     labels = a.labels.copy()
     labels[a.splits['test'][0]] = 5
     c = ImageSet(a.items, labels, a.vocab, a.names, a.splits)
-    with pytest.raises(ValueError, match='other labels'): Study(c, **kw).results(tmp_path, n_boot=50)
+    with pytest.raises(ValueError, match='other labels'): Study(c, **kw).results(tmp_path)
     with pytest.raises(ValueError, match='1 with another label'): Study(c, **kw).run(tmp_path, progress=False)
     assert Study(a, **kw).run(tmp_path, progress=False)=={}
 

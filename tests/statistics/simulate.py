@@ -7,30 +7,22 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
 from balmix_fastai.compare import mean_estimate
-from balmix_fastai.intervals import Estimate, Frame, decision_influences, grade_influences, rank_influences, sign_flip, smallest_difference, study_power
+from balmix_fastai.intervals import Estimate, Frame, decision_influences, grade_influences, rank_influences, sign_flip, study_power
 from balmix_fastai.metrics import classwise_ece, decision_metrics, ece, grade_metrics, ranking_metrics
 from balmix_fastai.report import ImbalanceReport
 
 grades = (.435, .115, .23, .17, .05) # of RetinaMNIST's test images
 tail = tuple(np.array([50, 30, 18, 11, 6.5, 4, 3, 2, 1.6, 1.3])/127.4)
 # Test sets: class proportions, items, and how they are drawn
-designs = {
-    '100 items, rarest class 4': dict(pi=(.80, .16, .04), n=100),
-    '100 items, rarest class 12': dict(pi=(.60, .28, .12), n=100),
-    '400 items, rarest class 12': dict(pi=(.80, .17, .03), n=400),
-    '400 items, rarest class 20': dict(pi=(.85, .10, .05), n=400),
+designs = {'100 items, rarest class 4': dict(pi=(.80, .16, .04), n=100), '100 items, rarest class 12': dict(pi=(.60, .28, .12), n=100),
+    '400 items, rarest class 12': dict(pi=(.80, .17, .03), n=400), '400 items, rarest class 20': dict(pi=(.85, .10, .05), n=400),
     '400 items, the same, very good model': dict(pi=(.85, .10, .05), n=400, skill=3.),
-    '400 items, the same, fixed class counts': dict(pi=(.85, .10, .05), n=400, stratify=True),
-    '400 items, five grades': dict(pi=grades, n=400),
-    '400 items, five grades, overconfident': dict(pi=grades, n=400, sharp=3.),
-    '2,000 items, rarest class 50': dict(pi=(.85, .125, .025), n=2000),
-    '2,000 items, two classes, rarest 40': dict(pi=(.98, .02), n=2000),
-    '2,000 items, ten classes, rarest 20': dict(pi=tail, n=2000),
-    '15 patients of 20 images, five grades': dict(pi=grades, n=300, group=20),
-    '40 patients of 10 images, five grades': dict(pi=grades, n=400, group=10),
+    '400 items, the same, fixed class counts': dict(pi=(.85, .10, .05), n=400, stratify=True), '400 items, five grades': dict(pi=grades, n=400),
+    '400 items, five grades, overconfident': dict(pi=grades, n=400, sharp=3.), '2,000 items, rarest class 50': dict(pi=(.85, .125, .025), n=2000),
+    '2,000 items, two classes, rarest 40': dict(pi=(.98, .02), n=2000), '2,000 items, ten classes, rarest 20': dict(pi=tail, n=2000),
+    '15 patients of 20 images, five grades': dict(pi=grades, n=300, group=20), '40 patients of 10 images, five grades': dict(pi=grades, n=400, group=10),
     '100 patients of 4 images, rarest class 20': dict(pi=(.85, .10, .05), n=400, group=4),
-    '300 patients of 3 images, five grades': dict(pi=grades, n=900, group=3),
-}
+    '300 patients of 3 images, five grades': dict(pi=grades, n=900, group=3)}
 
 def images(rng, pi, n, group=0, stratify=False):
     "Classes, groups (or `None`) and logits of the images that all models share, without what a model adds"
@@ -73,7 +65,8 @@ def coverage(name, reps, seed=0):
         ends = np.array([o[k][1:] for o in got if k in o])
         ends = ends[~np.isnan(ends).any(1)]
         hit = (ends[:,0]<=v) & (v<=ends[:,1])
-        rows.append(dict(design=name, metric=k, truth=v, reps=reps, printed=len(ends), covered=int(hit.sum()), below=int((v<ends[:,0]).sum()), width=np.diff(ends, axis=1).mean() if len(ends) else np.nan))
+        width = np.diff(ends, axis=1).mean() if len(ends) else np.nan
+        rows.append(dict(design=name, metric=k, truth=v, reps=reps, printed=len(ends), covered=int(hit.sum()), below=int((v<ends[:,0]).sum()), width=width))
     return pd.DataFrame(rows)
 
 def _both(p, y):
@@ -199,12 +192,12 @@ def power(reps, seed=5):
 def jobs(scale=1.):
     "Name of a table to its simulations: function and arguments"
     r = lambda n: max(20, round(n*scale))
-    return dict(coverage=[(coverage, name, r(2000)) for name in designs],
-        differences=[(differences, name, r(2000)) for name in designs if 'very good' not in name],
-        seeds=[(seeds_size, name, n, r(1500)) for name in seed_designs for n in (3,5,10)],
-        folds=[(folds_size, f, s, r(2000)) for f,s in ((5,1), (5,3), (5,5), (10,1), (2,5))],
-        calibration=[(calibration, over, n, r(1000)) for over in (1.,1.5,3.) for n in (100,400,2000)],
-        power=[(power, r(100_000))])
+    seeds = [(seeds_size, name, n, r(1500)) for name in seed_designs for n in (3,5,10)]
+    folds = [(folds_size, f, s, r(2000)) for f,s in ((5,1), (5,3), (5,5), (10,1), (2,5))]
+    errors = [(calibration, over, n, r(1000)) for over in (1.,1.5,3.) for n in (100,400,2000)]
+    pairs = [(differences, name, r(2000)) for name in designs if 'very good' not in name]
+    single = [(coverage, name, r(2000)) for name in designs]
+    return dict(coverage=single, differences=pairs, seeds=seeds, folds=folds, calibration=errors, power=[(power, r(100_000))])
 
 def _do(job): return job[0](*job[1:])
 
