@@ -16,7 +16,7 @@ from .report import *
 from .report import _Tables, _names, _num, _range
 
 # %% ../nbs/compare.ipynb #96acbe2e
-less_is_better = ('nll','brier','ece','classwise_ece') # metrics of which less is better
+less_is_better = ('nll','brier',*calibration_errors) # metrics of which less is better
 
 class Comparison(_Tables):
     "Differences of metrics between two models or two lists of models, made by `compare`: `table`, `reasons` why there is no interval, `notes`, `pairs`"
@@ -49,10 +49,8 @@ class Comparison(_Tables):
         better = np.sign(t['diff'])*np.where(t.index.isin(less_is_better), -1, 1)
         cases = {'in favour of a': (t.p<1-self.level) & (better>0), 'in favour of b': (t.p<1-self.level) & (better<0), 'not told apart': t.p>=1-self.level}
         res = [f"{pct} interval and p are of one t test. {'; '.join(f'{k}: {_names(t.index[m], 20)}' for k,m in cases.items() if m.any()).capitalize()}."] if t.p.notna().any() else []
-        why = {}
-        for k,v in self.reasons.items(): why.setdefault(v, []).append(k)
-        res += [f"No interval of {', '.join(ks)}: {v}." for v,ks in why.items()]
-        return res + [f"Smallest: the difference that such a comparison finds with a probability of 80 %. Each p is for one metric; for several of them, adjust with `holm`."]
+        res += self._no_intervals(self.reasons)
+        return res + ["Smallest: the difference that such a comparison finds with a probability of 80 %. Each p is for one metric; for several of them, adjust with `holm`."]
 
     def _tables(self):
         t,pct = self.table,f'{100*self.level:g} %'
@@ -166,7 +164,7 @@ def _compare_items(a, b, title):
     notes.append("These are two trained models. Whether one way to train is better than the other takes several seeds of both: pass lists of reports.")
     return Comparison(va, vb, est, a.level, _lacks(a, b), notes, title or f'{a.title} - {b.title}')
 
-_of_calibration = dict.fromkeys(('ece','classwise_ece'), 'compare nll and brier instead')
+_of_calibration = dict.fromkeys(calibration_errors, 'compare nll and brier instead')
 
 # %% ../nbs/compare.ipynb #263949f2
 def _lacks(*reports):

@@ -52,6 +52,12 @@ class _Tables:
         notes = ''.join(f'<li>{safe(o)}</li>' for o in self.notes)
         return f'<div class="tex2jax_ignore mathjax_ignore"><p><b>{safe(self.title)}</b></p>{tables}<ul>{notes}</ul></div>' # a $ is no mathematics
 
+    def _no_intervals(self, reasons):
+        "A note for each reason why metrics have no interval"
+        why = {}
+        for k,v in reasons.items(): why.setdefault(v, []).append(k)
+        return [f"No interval of {', '.join(ks)}: {v}." for v,ks in why.items()]
+
     def _write_json(self, d, path):
         "`d` as JSON text, with null for `nan`; written to `path` if that is given"
         clean = lambda o: {str(k): clean(v) for k,v in o.items()} if isinstance(o, dict) else [clean(v) for v in o] if isinstance(o, (list,tuple)) else \
@@ -129,8 +135,7 @@ class ImbalanceReport(_Tables):
         return self.guess==self.targs
 
 # %% ../nbs/report.ipynb #f45bc466
-_calibration_errors = ('ece','classwise_ece')
-_means = dict(balanced_accuracy='recall', macro_f1='F1', macro_auroc='AUROC', macro_auprc='AUPRC')
+_class_means = ('balanced_accuracy','macro_f1','macro_auroc','macro_auprc')
 
 @patch
 def _values(self:ImbalanceReport):
@@ -160,14 +165,9 @@ def why_not(self:ImbalanceReport,
     return f"fewer than {f.least} {f.unit} of {_names([self.vocab[i] for i in few], 3)}" if few else ''
 
 # %% ../nbs/report.ipynb #2a27193c
-@patch(as_prop=True)
-def influence(self:ImbalanceReport):
-    "Name of a metric to the influence of each item, shape (N,), for the metrics that can have an interval; made once"
-    if not hasattr(self, '_influence'): self._influence = self._influences()
-    return self._influence
-
 @patch
 def _influences(self:ImbalanceReport):
+    "Name of a metric to the influence of each item, shape (N,), for the metrics that can have an interval"
     p,t,g = self.probs,self.targs,self.guess
     loss,off = -np.log(np.maximum(p[np.arange(len(t)),t], _eps)),p.copy()
     off[np.arange(len(t)),t] -= 1
@@ -188,10 +188,11 @@ def _macro_rank(self:ImbalanceReport):
 def _metrics(self:ImbalanceReport, val):
     "Set `metrics`, the values `val` with their intervals, and `reasons`, why there is none"
     seen,shot = np.flatnonzero(self.counts),self._shot_ids()
-    need = dict.fromkeys(_means, seen) | shot
-    self.reasons = {k: 'biased by chance; see calibration errors' if k in _calibration_errors else self.why_not(need.get(k, ())) for k in val}
+    need = dict.fromkeys(_class_means, seen) | shot
+    self.reasons = {k: 'biased by chance; see calibration errors' if k in calibration_errors else self.why_not(need.get(k, ())) for k in val}
     self.reasons.update({k: 'not defined' for k,v in val.items() if np.isnan(v)})
     low,high = (dict.fromkeys(val, np.nan) for _ in range(2))
+    self.influence = self._influences()
     for k,inf in self.influence.items():
         est = Estimate(val[k], *self.frame.error(inf))
         low[k],high[k] = wilson(self.right.sum(), len(self.targs), self.level) if k=='accuracy' and self.frame.plain else est.ends(self.level, scale_of(k))
@@ -274,7 +275,7 @@ def _calibration(self:ImbalanceReport):
     null = self._null() if self.n_boot else np.full((1,2), np.nan)
     ends = np.quantile(null, [(1-self.level)/2,(1+self.level)/2], axis=0)
     self.calibration = pd.DataFrame(dict(value=[ece(*args),classwise_ece(*args)], debiased=[ece(*args, debias=True),classwise_ece(*args, debias=True)],
-        calibrated_low=ends[0], calibrated_high=ends[1]), index=pd.Index(_calibration_errors, name='metric'))
+        calibrated_low=ends[0], calibrated_high=ends[1]), index=pd.Index(calibration_errors, name='metric'))
 
 @patch
 def _null(self:ImbalanceReport):
@@ -317,22 +318,13 @@ def _notes(self:ImbalanceReport):
         res.append(f"Shot groups: {rule}; {', '.join(f'{(self.shot==o).sum()} {o}' for o in _shot_names)}. Their figure is the mean recall of their classes.")
         if not (self.train_counts>0).all(): res.append(f"Without a training image: {_names(vocab[self.train_counts==0])}.")
     if self.n_boot: res.append(f"Range if calibrated: the middle {100*self.level:g} % of {self.n_boot:,} sets of labels drawn from the probabilities (seed {self.seed}). Compare models by nll and brier.")
-    res += self._reason_notes()
+    res += self._no_intervals({k:v for k,v in self.reasons.items() if k not in calibration_errors})
     if not seen.all(): res.append(f"Missing from the targets: {_names(vocab[~seen])}. Recall and AUC are left out for them, and macro F1 counts them with 0 if they were guessed.")
     small = seen & (units<_small(self.level))
     if small.any(): res.append(f"Fewer than {_small(self.level)} {self.frame.unit}: {_names(f'{v} ({u:.0f})' for v,u in zip(vocab[small], units[small]))}. "
         "With so few the interval of a recall of 1/2 covers more than half of the scale: their figures are not results.")
     rare = self.probs[np.arange(len(self.targs)),self.targs]<_eps
     self.notes = res + ([f"{rare.sum()} items have a true class of probability 0, which nll counts as 2.2e-16."] if rare.any() else [])
-
-# %% ../nbs/report.ipynb #996ba37d
-@patch
-def _reason_notes(self:ImbalanceReport):
-    "Which metrics have no interval, for each reason"
-    why = {}
-    for k,v in self.reasons.items():
-        if k not in _calibration_errors: why.setdefault(v, []).append(k)
-    return [f"No interval of {', '.join(ks)}: {v}." for v,ks in why.items()]
 
 # %% ../nbs/report.ipynb #a2ae9acc
 @patch

@@ -79,10 +79,10 @@ def _of_010(meta, runs, summary, pairs):
     s,n = summary.copy(),runs.groupby('arm').size().reindex(summary.index).values
     for k in s.columns.levels[0]:
         s[k,'low'],s[k,'high'] = estimate(s[k,'mean'].values, s[k,'sd'].values, n, (s[k,'high']-s[k,'low']).values).ends(scale=scale_of(k))
-    lost = p.metric.isin(('ece','classwise_ece'))
+    lost = p.metric.isin(calibration_errors)
     p.loc[lost, ['se','df','low','high','p']] = np.nan
-    for k in s.columns.levels[0].intersection(('ece','classwise_ece')): s[k,'low'] = s[k,'high'] = np.nan
-    meta.update(stratify=True, items='other test items in the same numbers of each class', reasons=dict.fromkeys(('ece','classwise_ece'), 'biased by chance; see calibration errors'))
+    for k in s.columns.levels[0].intersection(calibration_errors): s[k,'low'] = s[k,'high'] = np.nan
+    meta.update(stratify=True, items='other test items in the same numbers of each class', reasons=dict.fromkeys(calibration_errors, 'biased by chance; see calibration errors'))
     return s,_adjusted(p, meta['reference'])
 
 def _adjusted(pairs, ref):
@@ -138,7 +138,7 @@ class _Means:
         if len(self.meta['n'])==1: return mean_estimate(v, self.over_items(rows, minus))
         at = np.unique(self.folds[rows])
         est = mean_estimate(v, folds=self.folds[rows], n_train=[sum(self.meta['counts'][f]) for f in at], n_test=[self.meta['n'][f] for f in at])
-        return Estimate(est.value, np.where(np.isin(self.metrics, ['ece','classwise_ece']), np.nan, est.se), est.df)
+        return Estimate(est.value, np.where(np.isin(self.metrics, calibration_errors), np.nan, est.se), est.df)
 
 # %% ../nbs/tables.ipynb #tb0sum02
 def _summary(runs, means):
@@ -190,7 +190,7 @@ def analyse(
     recalls = pd.concat([key, pd.DataFrame([r.per_class.recall.values for r in reports], columns=class_columns(meta['vocab']))], axis=1)
     means = _Means(meta, full, reports, metrics)
     lacks = {k: v for r in reports for k,v in r.reasons.items() if k not in r.influence and v!='not defined'}
-    if len(meta['n'])>1: lacks = {k:v for k,v in lacks.items() if k in ('ece','classwise_ece')} # the error over folds needs no error over items
+    if len(meta['n'])>1: lacks = {k:v for k,v in lacks.items() if k in calibration_errors} # the error over folds needs no error over items
     meta = meta | dict(reasons=lacks, items=reports[0].new_items())
     return StudyResults(meta, full, _summary(full, means), _pairs(meta, full, means), recalls)
 
