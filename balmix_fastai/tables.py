@@ -244,6 +244,13 @@ def against(self:StudyResults,
     if t.smallest.notna().any(): res['smallest found'] = [_fmt(k, o)[0] for o in t.smallest]
     return res
 
+# %% ../nbs/tables.ipynb #d04f4e6c
+@patch
+def _caution(self:StudyResults, t):
+    "In words: where the test of the rows `t` of `pairs` is known to be too lenient"
+    if len(self.meta['n'])>1 or t.p.notna().sum()<2 or t.runs.min()>=10: return ''
+    return " With fewer than 10 runs a p after correction is too small where runs differ more than images do (see the page of statistics): take it as provisional."
+
 # %% ../nbs/tables.ipynb #58fed52e
 @patch
 def _test(self:StudyResults, t):
@@ -272,7 +279,7 @@ def verdict(self:StudyResults,
     if t.p.isna().any(): found += f". No test of {', '.join(map(in_terminal, t.a[t.p.isna()]))}: one run or one fold, or a value or an error that is not defined"
     unit = '' if _scale(k)==1 else ' points'
     finds = f" This design finds a difference of {_fmt(k, t.smallest.median())[0]}{unit} with a probability of 80 %." if t.smallest.notna().any() else ''
-    return f"{k}, against {ref}: {self._test(t[t.p.notna()])}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}.{finds}"
+    return f"{k}, against {ref}: {self._test(t[t.p.notna()])}; level .05" + (f", Holm's correction for {m} arms" if m>1 else '') + f". {found[0].upper()}{found[1:]}.{finds}{self._caution(t)}"
 
 # %% ../nbs/tables.ipynb #77530e49
 @patch

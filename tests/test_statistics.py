@@ -26,9 +26,10 @@ def test_intervals_of_a_report_cover(name, simulate):
 
 @pytest.mark.parametrize('name', ['100 items, rarest class 4', '15 patients of 20 images, five grades'])
 def test_no_interval_where_none_covers(name, simulate):
+    "But for the 1.7 % of test sets that lack the rarest class: their means are over the other two"
     t = simulate.coverage(name, 20, seed=7).set_index('metric')
     means = ['balanced_accuracy','macro_f1','macro_auroc','macro_auprc']
-    assert (t.printed[means]==0).all() and (t.printed.accuracy==0)==('patients' in name)
+    assert not any(outside(n, r, 0, .02, 1e-4) for n,r in t.loc[means, ['printed','reps']].values) and (t.printed.accuracy==0)==('patients' in name)
 
 def test_differences_of_two_models_cover(simulate):
     t = simulate.differences('400 items, rarest class 20', 150, seed=7)

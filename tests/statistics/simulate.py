@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
 from balmix_fastai.compare import mean_estimate
-from balmix_fastai.intervals import Estimate, Frame, decision_influences, grade_influences, rank_influences, sign_flip, study_power
+from balmix_fastai.intervals import Estimate, Frame, decision_influences, grade_influences, pooled_error, rank_influences, sign_flip, study_power
 from balmix_fastai.metrics import classwise_ece, decision_metrics, ece, grade_metrics, ranking_metrics
 from balmix_fastai.report import ImbalanceReport
 
@@ -189,6 +189,16 @@ def power(reps, seed=5):
         rows.append(dict(design=f'{seeds} seeds, {n} items', metric='any', reps=reps, found=int((Estimate(d+items+runs.mean(1), np.hypot(s, i), df).p()<.05).sum()), smallest=d))
     return pd.DataFrame(rows)
 
+def levels(reps, seed=6):
+    "False positives of the t test over runs and items at the levels of Holm's correction, of normal numbers whose error over runs is `ratio` times that over items"
+    rng,rows = np.random.default_rng(seed),[]
+    for runs in (3,5,10,20):
+        for ratio in (.5,1,2):
+            s = ratio*np.sqrt(rng.chisquare(runs-1, reps)/(runs-1))
+            p = Estimate(rng.normal(0, np.hypot(1, ratio), reps), *pooled_error((s, runs-1), (np.ones(reps), 399))).p()
+            rows += [dict(design=f'{runs} runs, ratio {ratio:g}', tests=m, reps=reps, found=int((p<.05/m).sum())) for m in (1,8,37)]
+    return pd.DataFrame(rows)
+
 def jobs(scale=1.):
     "Name of a table to its simulations: function and arguments"
     r = lambda n: max(20, round(n*scale))
@@ -197,7 +207,7 @@ def jobs(scale=1.):
     errors = [(calibration, over, n, r(1000)) for over in (1.,1.5,3.) for n in (100,400,2000)]
     pairs = [(differences, name, r(2000)) for name in designs if 'very good' not in name]
     single = [(coverage, name, r(2000)) for name in designs]
-    return dict(coverage=single, differences=pairs, seeds=seeds, folds=folds, calibration=errors, power=[(power, r(100_000))])
+    return dict(coverage=single, differences=pairs, seeds=seeds, folds=folds, calibration=errors, power=[(power, r(100_000))], levels=[(levels, r(1_000_000))])
 
 def _do(job): return job[0](*job[1:])
 
